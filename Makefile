@@ -1,0 +1,49 @@
+# Two commands matter: `make demo` and `make test`. Both make .venv on first use.
+#
+#   make demo [DATA=path/to/criteo.tsv.xz]   sharded DLRM against ROBE: table, report page, TensorBoard
+#   make test                                every test
+#   make lint                                ruff and pyright
+#   make tensorboard                         the runs in a browser
+#
+# DEVICE=cpu|cuda overrides the choice, which is cuda where nvidia-smi lists a device.
+# PYTHON=python3.12 chooses the interpreter, at least 3.11.
+
+PYTHON ?= python3
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-$(DEVICE)
+
+.PHONY: demo test lint tensorboard clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/python -m launch.demo --device $(DEVICE) $(if $(DATA),--data $(DATA))
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+tensorboard: $(INSTALLED)
+	$(BIN)/tensorboard --logdir runs
+
+# The one place where CPU and CUDA part (the pins are in pyproject.toml). On a CPU machine "torch==...+cpu" can only be
+# the build without CUDA; where pip's index does not hold that build, and the default index does not, uv fetches it from
+# where PyTorch publishes it. Then torchrec, alone: its requirement on the CUDA package would overwrite the CPU one.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old: 3.11 or newer is needed, set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[$(DEVICE),dev]' || { test $(DEVICE) = cpu \
+	  && $(BIN)/python -m pip install --quiet uv \
+	  && $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu --editable '.[cpu,dev]'; }
+	$(BIN)/python -m pip install --quiet --no-deps --group torchrec
+	rm -f $(VENV)/installed-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .cache

@@ -1,0 +1,156 @@
+"""What a run is, as data: one frozen section per concern, put together in `RunConfig`.
+
+A section checks its own values; `configs.load` turns what pydantic finds into errors that name file, key and value.
+Methods, models and datasets bring an `Options` section of their own, kept in their own file and validated by the
+loader through the registries it is handed: this package knows none of them by name.
+
+Departure from plain dataclasses: pydantic checks types without conversions and lists the allowed values for us.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+OptimizerName = Literal["sgd", "adagrad"]
+Sharding = Literal[
+    "planner", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "data_parallel"
+]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys and silent conversions refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    name: str = Field("", pattern=r"^[\w.\-]*$")
+    """Name of the run and of its directory; empty = the name of the config file."""
+    dir: str = "runs"
+    """Directory that holds the run directories."""
+    seed: int = Field(0, ge=0)
+    """Seeds dense weights, embeddings, hash functions and the order of the rows."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = CUDA when a device is present."""
+    overwrite: bool = False
+    """Replace a finished run of the same name."""
+
+
+class DataSection(Section):
+    dataset: str
+    """Where the rows come from; its own keys are in [data.<dataset>]."""
+    cache_dir: str = ".cache"
+    """Directory of the columnar caches."""
+    shuffle_window_rows: int = Field(4_194_304, ge=0)
+    """Training rows are permuted within windows of this many rows, the windows among themselves; 0 = file order."""
+    options: SerializeAsAny[Section] = Section()
+
+
+class ModelSection(Section):
+    architecture: str
+    """The model around the embeddings; its own keys are in [model.<architecture>]."""
+    embedding_dim: int = Field(ge=1)
+    """Dimension of every embedding, D in the papers' tables."""
+    options: SerializeAsAny[Section] = Section()
+
+
+class EmbeddingSection(Section):
+    method: str
+    """How embeddings are stored; its own keys are in [embedding.<method>]."""
+    compression: float = Field(1.0, ge=1.0)
+    """Parameters of the full tables / parameters stored."""
+    init_scale: float = Field(0.01, gt=0.0)
+    """Embedding parameters start uniform in ± init_scale: small starts are best for full tables and ROBE alike."""
+    options: SerializeAsAny[Section] = Section()
+
+
+class ParallelismSection(Section):
+    world_size: int = Field(1, ge=1)
+    """Ranks of the job; the global batch is divided among them."""
+    threads_per_rank: int = Field(1, ge=1)
+    """CPU threads of one rank: keep world_size x threads_per_rank equal in a comparison."""
+    sharding: Sharding = "planner"
+    """Sharding of the tables of a method that is placed by sharding; ignored by replicated methods."""
+    timeout_s: int = Field(300, ge=1)
+    """A collective that takes longer ends the job."""
+
+
+class OptimizerSection(Section):
+    dense: OptimizerName = "sgd"
+    """Optimizer of the layers outside the embeddings."""
+    dense_learning_rate: float = Field(gt=0.0)
+    embedding: OptimizerName = "sgd"
+    """Optimizer of the embedding parameters: element-wise on both sides (FBGEMM: EXACT_SGD, EXACT_ADAGRAD)."""
+    embedding_learning_rate: float = Field(gt=0.0)
+    adagrad_eps: float = Field(1e-8, gt=0.0)
+    """Added to the root of Adagrad's accumulator, dense and embedding alike; the accumulators start at zero."""
+
+
+class TrainingSection(Section):
+    global_batch_size: int = Field(ge=1)
+    """Rows per step over all ranks."""
+    epochs: float = Field(1.0, gt=0.0)
+    """Passes over the training rows, fractions allowed."""
+    max_steps: int | None = Field(None, ge=1)
+    time_budget_s: float | None = Field(None, gt=0.0)
+    """Stop when training alone (without evaluation and checkpoints) has taken this long."""
+    target_auc: float | None = Field(None, gt=0.5, lt=1.0)
+    """Time to this AUC is reported."""
+    stop_at_target: bool = False
+    """Stop at the first evaluation that reaches target_auc."""
+
+    @model_validator(mode="after")
+    def _target_is_given(self) -> "TrainingSection":
+        if self.stop_at_target and self.target_auc is None:
+            raise ValueError("stop_at_target needs target_auc")
+        return self
+
+
+class EvaluationSection(Section):
+    every_epochs: float = Field(1.0, gt=0.0)
+    """Evaluate each time this fraction of the training rows has been seen, and at the end."""
+    global_batch_size: int = Field(16384, ge=1)
+    """Rows per evaluation step over all ranks."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many evaluations without a better log loss on the validation rows; 0 = never."""
+
+
+class CheckpointSection(Section):
+    every_steps: int = Field(0, ge=0)
+    """Steps between checkpoints; 0 = none during training."""
+    at_end: bool = False
+    """Write a checkpoint when training ends."""
+    keep_last: int = Field(2, ge=1)
+    resume: Literal["never", "auto"] = "auto"
+    """auto = continue from the newest checkpoint of the run directory where there is one, never = start anew."""
+
+
+class LoggingSection(Section):
+    every_steps: int = Field(50, ge=1)
+    """Steps between two records of loss and speed."""
+    tensorboard: bool = True
+
+
+class RunConfig(Section):
+    run: RunSection = RunSection()
+    data: DataSection
+    model: ModelSection
+    embedding: EmbeddingSection
+    parallelism: ParallelismSection = ParallelismSection()
+    optimizer: OptimizerSection
+    training: TrainingSection
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "RunConfig":
+        ranks = self.parallelism.world_size
+        for section in ("training", "evaluation"):
+            rows = getattr(self, section).global_batch_size
+            if rows % ranks:
+                raise ValueError(
+                    f"{section}.global_batch_size = {rows} is not a multiple of parallelism.world_size = {ranks}: "
+                    "every rank takes an equal share"
+                )
+        return self
