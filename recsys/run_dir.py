@@ -1,0 +1,166 @@
+"""What a run leaves behind, and the only thing a comparison reads.
+
+    runs/<name>/
+      config.toml        the resolved config: every default filled in
+      environment.json   commit, versions, hardware, threads, command
+      plan.txt           where each embedding table lives
+      metrics.jsonl      one record a line: step, samples, epoch, time_s and metrics by their names
+      summary.json       the run in one object; rewritten at every evaluation, so a killed run has a valid one
+      tensorboard/       the same records as events
+      checkpoints/       step_<n>/
+
+Small files are written to a temporary name and renamed: a reader never sees half of one.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx", "numpy")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class RunDir:
+    """Paths and readers of one run directory."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def exists(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    def check_free(self, overwrite: bool, resume: bool) -> None:
+        """Raises ValueError when a finished run would be lost; a run that can be resumed, or never ended, is not."""
+        if overwrite or not self.exists() or self.read_summary()["status"] != "finished":
+            return
+        if resume and self.checkpoints.is_dir():
+            return
+        raise ValueError(f"{self.path} holds a finished run: choose another run.name, or set run.overwrite=true")
+
+    def create(self, config: str, environment: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.toml", config)
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+
+    def write_plan(self, plan: str) -> None:
+        write_atomically(self.path / "plan.txt", plan)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2))
+
+    def mark_ended(self, status: str, rank: int, message: str) -> None:
+        """Writes how the run ended into its summary; of several ranks the first to say so is where it began."""
+        if not self.exists():
+            return
+        summary = self.read_summary()
+        if summary["status"] == "running":
+            error = {"rank": rank, "message": message}
+            self.write_summary(summary | {"status": status, "stop_reason": status, "error": error})
+
+    def read_config(self) -> dict[str, Any]:
+        return tomllib.loads(self._read("config.toml"))
+
+    def read_environment(self) -> dict[str, Any]:
+        return json.loads(self._read("environment.json"))
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads(self._read("summary.json"))
+
+    def read_plan(self) -> str:
+        return self._read("plan.txt")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records of metrics.jsonl in order; a last line cut off by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        with path.open() as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def keep_records_until(self, step: int) -> None:
+        """Drops the records after `step`: a resumed run writes them again."""
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(kept))
+
+    def append_record(self, record: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+
+    def _read(self, name: str) -> str:
+        path = self.path / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} is not a run directory: {name} is missing")
+        return path.read_text()
+
+
+def describe_environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Commit, versions, hardware, threads and command of this process."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "world_size": world_size,
+        "threads_per_rank": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from recsys.batch import Rows
+from recsys.data import RowOrder, TrainingBatches, evaluation_batches
+
+CPU = torch.device("cpu")
+
+
+class Numbered:
+    """Row i of a split has i as its dense value, label parity and both ids: what a batch holds can be read off."""
+
+    dense_names, feature_names, num_embeddings = ("I1",), ("a", "b"), (1000, 1000)
+
+    def __init__(self, train, test=0):
+        self.rows = {"train": train, "validation": 0, "test": test}
+
+    def num_rows(self, split):
+        return self.rows[split]
+
+    def read(self, split, indices):
+        assert indices.max() < self.rows[split]
+        dense = indices[:, None].astype(np.float32)
+        return Rows(dense, np.stack([indices, indices + 500], axis=1), (indices % 2).astype(np.float32))
+
+
+def training(num_rows, world_size=1, rank=0, batch=8, window=16, seed=0):
+    return TrainingBatches(
+        Numbered(num_rows), global_batch_size=batch, rank=rank, world_size=world_size, shuffle_window_rows=window,
+        seed=seed, device=CPU,
+    )  # fmt: skip
+
+
+def seen(batches, start, stop):
+    iterator = batches.from_step(start)
+    return [next(iterator).dense_features[:, 0].long().tolist() for _ in range(start, stop)]
+
+
+def test_a_batch_holds_its_rows():
+    batch = next(training(40).from_step(0))
+    rows = batch.dense_features[:, 0].long()
+    ids = batch.sparse_features.to_dict()
+    assert batch.sparse_features.keys() == ["a", "b"]
+    for name, shift in (("a", 0), ("b", 500)):
+        assert torch.equal(ids[name].values(), rows + shift)
+        assert ids[name].lengths().tolist() == [1] * 8
+    assert torch.equal(batch.labels, (rows % 2).float())
+
+
+@pytest.mark.parametrize("window", [1, 7, 16, 45, 1000])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_an_epoch_is_a_permutation_read_in_any_pieces(window, epoch):
+    order = RowOrder(45, window, seed=1)
+    whole = order.rows(epoch, 0, 45)
+    assert sorted(whole.tolist()) == list(range(45))
+    pieces = [RowOrder(45, window, seed=1).rows(epoch, a, min(a + 4, 45)) for a in range(0, 45, 4)]
+    assert np.concatenate(pieces).tolist() == whole.tolist()
+
+
+def test_rows_stay_in_their_window_and_windows_move():
+    order = RowOrder(40, 8, seed=2).rows(0, 0, 40)
+    windows = order.reshape(5, 8) // 8
+    assert (windows == windows[:, :1]).all()
+    assert windows[:, 0].tolist() != sorted(windows[:, 0].tolist())
+    assert any(order.reshape(5, 8)[i].tolist() != sorted(order.reshape(5, 8)[i].tolist()) for i in range(5))
+
+
+def test_epochs_and_seeds_have_their_own_order_and_zero_means_file_order():
+    assert seen(training(40), 0, 5) != seen(training(40), 5, 10)
+    assert seen(training(40), 0, 5) != seen(training(40, seed=1), 0, 5)
+    assert seen(training(40, window=0), 0, 2) == [list(range(8)), list(range(8, 16))]
+
+
+def test_an_epoch_leaves_out_only_what_fills_no_batch():
+    batches = training(45)
+    assert batches.steps_per_epoch == 5
+    rows = sum(seen(batches, 0, 5), [])
+    assert len(set(rows)) == len(rows) == 40
+
+
+def test_ranks_share_the_global_batch_of_one_process():
+    whole = seen(training(1000, batch=12), 0, 100)
+    shares = [seen(training(1000, world_size=3, rank=r, batch=12), 0, 100) for r in range(3)]
+    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
+
+
+def test_any_step_can_be_the_first():
+    assert seen(training(1000), 130, 140) == seen(training(1000), 0, 140)[130:]
+
+
+def test_too_few_rows_for_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"global_batch_size = 8 exceeds the 7 rows"):
+        training(7)
+
+
+@pytest.mark.parametrize(("num_rows", "world_size"), [(20, 1), (21, 2), (3, 2), (16, 2), (17, 4)])
+def test_evaluation_counts_every_row_once_in_equal_batches(num_rows, world_size):
+    counted, shapes = [], []
+    for rank in range(world_size):
+        batches = list(
+            evaluation_batches(
+                Numbered(1, num_rows), "test", global_batch_size=8, rank=rank, world_size=world_size, device=CPU
+            )
+        )
+        shapes.append([len(batch.labels) for batch, _ in batches])
+        for batch, count in batches:
+            counted += batch.dense_features[:count, 0].long().tolist()
+    assert sorted(counted) == list(range(num_rows))
+    assert all(shape == shapes[0] and set(shape) == {8 // world_size} for shape in shapes)
