@@ -1,0 +1,78 @@
+"""Full tables on every rank: TorchRec's unsharded `EmbeddingBagCollection`, the oracle of everything else.
+
+E_t[i] for every row i of every table t, nothing shared, dense gradients. It is three times slower than the fused,
+sharded baseline (`baselines.sharded`): compare quality with it, not speed.
+
+Both kinds of full table start from `initial_rows`, a pure function of (seed, table, row): a shard of any layout makes
+its own part and equals the unsharded start bit for bit.
+"""
+
+import numpy as np
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from configs.schema import Section
+
+placement = "replicate"
+
+INITIAL_BLOCK_ROWS = 65_536
+
+
+class Options(Section):
+    """Full tables have no options."""
+
+
+def check_uncompressed(method: str, compression: float) -> None:
+    if compression != 1.0:
+        raise ValueError(f"embedding.compression = {compression}: {method} tables are stored whole, it must be 1")
+
+
+def build(
+    tables: list[EmbeddingBagConfig],
+    *,
+    compression: float,
+    options: Options,
+    init_scale: float,
+    seed: int,
+    device: torch.device,
+    is_weighted: bool = False,
+) -> EmbeddingBagCollection:
+    """Tables of (num_embeddings, embedding_dim) float32. Raises ValueError for a compression other than 1."""
+    check_uncompressed("full", compression)
+    module = EmbeddingBagCollection(tables, is_weighted=is_weighted, device=device)
+    with torch.no_grad():
+        for index, table in enumerate(tables):
+            weight = module.embedding_bags[table.name].weight
+            assert isinstance(weight, torch.Tensor)
+            fill_initial_rows(weight, table=index, seed=seed, init_scale=init_scale)
+    return module
+
+
+def cell(module: EmbeddingBagCollection, table: int, row: int, col: int) -> float:
+    """E_t[row, col]."""
+    weight = module.embedding_bags[module.embedding_bag_configs()[table].name].weight
+    assert isinstance(weight, torch.Tensor)
+    return weight[row, col].item()
+
+
+def fill_initial_rows(
+    weight: torch.Tensor, *, table: int, seed: int, init_scale: float, row_offset: int = 0, col_offset: int = 0,
+    embedding_dim: int | None = None,
+) -> None:  # fmt: skip
+    """Fills `weight` (rows, cols), the part of a table at (row_offset, col_offset), uniform in ± init_scale.
+
+    Whole blocks of INITIAL_BLOCK_ROWS rows are drawn from generators seeded by (seed, table, block), so the memory
+    needed is one block and the values do not depend on the sharding. embedding_dim: columns of the whole table.
+    """
+    rows, cols = weight.shape
+    dim = embedding_dim or cols
+    for block in range(row_offset // INITIAL_BLOCK_ROWS, -(-(row_offset + rows) // INITIAL_BLOCK_ROWS)):
+        first = block * INITIAL_BLOCK_ROWS
+        start, stop = max(first, row_offset), min(first + INITIAL_BLOCK_ROWS, row_offset + rows)
+        # A row is drawn after the rows before it in its block: drawing only as many as needed changes no value.
+        state = np.random.SeedSequence((seed, table, block)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        drawn = torch.rand((stop - first, dim), generator=generator).mul_(2 * init_scale).sub_(init_scale)
+        part = drawn[start - first :, col_offset : col_offset + cols]
+        weight[start - row_offset : stop - row_offset].copy_(part)
