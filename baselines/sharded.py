@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
@@ -108,7 +108,10 @@ def shard(
         batch_size=local_batch_size,
         constraints=_column_constraints(model, world_size) if "column" in sharding else None,
     )
-    plan = on_first_rank(lambda: planner.plan(model, [sharder]))  # type: ignore[list-item]
+    try:
+        plan = on_first_rank(lambda: planner.plan(model, [sharder]))  # type: ignore[list-item]
+    except ValueError as error:
+        raise ValueError(f"parallelism.sharding = {sharding!r}: TorchRec's planner found no plan: {error}") from error
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # type: ignore[list-item]
     for module in sharded.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
@@ -172,7 +175,7 @@ def describe_plan(sharded: DistributedModelParallel) -> list[dict[str, Any]]:
         for name, parameter in module_plan.items():
             bytes_per_rank: dict[int, int] = {}
             if parameter.sharding_spec is None:  # data-parallel: the whole table on every rank
-                size = state[f"{path}.embedding_bags.{name}.weight"].nbytes
+                size: int = state[f"{path}.embedding_bags.{name}.weight"].nbytes
                 bytes_per_rank = dict.fromkeys(range(dist.get_world_size()), size)
             else:
                 for part in parameter.sharding_spec.shards:  # type: ignore[attr-defined]

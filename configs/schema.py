@@ -24,11 +24,11 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    name: str = Field("", pattern=r"^[\w.\-]*$")
+    name: str = Field(default="", pattern=r"^[\w.\-]*$")
     """Name of the run and of its directory; empty = the name of the config file."""
     dir: str = "runs"
     """Directory that holds the run directories."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seeds dense weights, embeddings, hash functions and the order of the rows."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = CUDA when a device is present."""
@@ -41,7 +41,7 @@ class DataSection(Section):
     """Where the rows come from; its own keys are in [data.<dataset>]."""
     cache_dir: str = ".cache"
     """Directory of the columnar caches."""
-    shuffle_window_rows: int = Field(4_194_304, ge=0)
+    shuffle_window_rows: int = Field(default=4_194_304, ge=0)
     """Training rows are permuted within windows of this many rows, the windows among themselves; 0 = file order."""
     options: SerializeAsAny[Section] = Section()
 
@@ -57,21 +57,21 @@ class ModelSection(Section):
 class EmbeddingSection(Section):
     method: str
     """How embeddings are stored; its own keys are in [embedding.<method>]."""
-    compression: float = Field(1.0, ge=1.0)
+    compression: float = Field(default=1.0, ge=1.0)
     """Parameters of the full tables / parameters stored."""
-    init_scale: float = Field(0.01, gt=0.0)
+    init_scale: float = Field(default=0.01, gt=0.0)
     """Embedding parameters start uniform in ± init_scale: small starts are best for full tables and ROBE alike."""
     options: SerializeAsAny[Section] = Section()
 
 
 class ParallelismSection(Section):
-    world_size: int = Field(1, ge=1)
+    world_size: int = Field(default=1, ge=1)
     """Ranks of the job; the global batch is divided among them."""
-    threads_per_rank: int = Field(1, ge=1)
+    threads_per_rank: int = Field(default=1, ge=1)
     """CPU threads of one rank: keep world_size x threads_per_rank equal in a comparison."""
     sharding: Sharding = "planner"
     """Sharding of the tables of a method that is placed by sharding; ignored by replicated methods."""
-    timeout_s: int = Field(300, ge=1)
+    timeout_s: int = Field(default=300, ge=1)
     """A collective that takes longer ends the job."""
 
 
@@ -82,19 +82,19 @@ class OptimizerSection(Section):
     embedding: OptimizerName = "sgd"
     """Optimizer of the embedding parameters: element-wise on both sides (FBGEMM: EXACT_SGD, EXACT_ADAGRAD)."""
     embedding_learning_rate: float = Field(gt=0.0)
-    adagrad_eps: float = Field(1e-8, gt=0.0)
+    adagrad_eps: float = Field(default=1e-8, gt=0.0)
     """Added to the root of Adagrad's accumulator, dense and embedding alike; the accumulators start at zero."""
 
 
 class TrainingSection(Section):
     global_batch_size: int = Field(ge=1)
     """Rows per step over all ranks."""
-    epochs: float = Field(1.0, gt=0.0)
+    epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the training rows, fractions allowed."""
-    max_steps: int | None = Field(None, ge=1)
-    time_budget_s: float | None = Field(None, gt=0.0)
+    max_steps: int | None = Field(default=None, ge=1)
+    time_budget_s: float | None = Field(default=None, gt=0.0)
     """Stop when training alone (without evaluation and checkpoints) has taken this long."""
-    target_auc: float | None = Field(None, gt=0.5, lt=1.0)
+    target_auc: float | None = Field(default=None, gt=0.5, lt=1.0)
     """Time to this AUC is reported."""
     stop_at_target: bool = False
     """Stop at the first evaluation that reaches target_auc."""
@@ -107,26 +107,26 @@ class TrainingSection(Section):
 
 
 class EvaluationSection(Section):
-    every_epochs: float = Field(1.0, gt=0.0)
+    every_epochs: float = Field(default=1.0, gt=0.0)
     """Evaluate each time this fraction of the training rows has been seen, and at the end."""
-    global_batch_size: int = Field(16384, ge=1)
+    global_batch_size: int = Field(default=16384, ge=1)
     """Rows per evaluation step over all ranks."""
-    patience: int = Field(0, ge=0)
+    patience: int = Field(default=0, ge=0)
     """Stop after this many evaluations without a better log loss on the validation rows; 0 = never."""
 
 
 class CheckpointSection(Section):
-    every_steps: int = Field(0, ge=0)
+    every_steps: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 = none during training."""
     at_end: bool = False
     """Write a checkpoint when training ends."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     resume: Literal["never", "auto"] = "auto"
     """auto = continue from the newest checkpoint of the run directory where there is one, never = start anew."""
 
 
 class LoggingSection(Section):
-    every_steps: int = Field(50, ge=1)
+    every_steps: int = Field(default=50, ge=1)
     """Steps between two records of loss and speed."""
     tensorboard: bool = True
 

@@ -31,9 +31,10 @@ def quality_name(split: str, metric: str) -> str:
 class Quality:
     """How well scores predict labels.
 
-    auc: area under the ROC curve. auc_se: its standard error through the finite sample of rows. log_loss: mean binary cross-entropy in nats. ne: normalised entropy, log loss over
-    the entropy of the mean label (He et al. 2014); below 1 = better than predicting the mean.
-    calibration: mean prediction / mean label. rows and positives: what it was measured on.
+    auc: area under the ROC curve. auc_se: its standard error through the finite sample of rows.
+    log_loss: mean binary cross-entropy in nats. ne: normalised entropy, log loss over the entropy of the mean label
+    (He et al. 2014); below 1 = better than predicting the mean. calibration: mean prediction / mean label.
+    rows and positives: what it was measured on.
     """
 
     auc: float

@@ -74,29 +74,29 @@ def test_a_dumped_config_loads_to_the_same_config(write):
     assert "patience = 0" in dumped  # defaults are written out
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (("[embedding]\n", "[embedding]\ncompresion = 3\n"), ["run.toml", "embedding.compresion = 3", "unknown key", "compression?"]),
-        (("block_size = 16", "blok_size = 16"), ["run.toml", "embedding.robe.blok_size = 16", "did you mean block_size?"]),
-        (('"robe"', '"rob"'), ["run.toml", "embedding.method = 'rob'", "did you mean robe?", "known: full, robe"]),
-        (("[embedding.robe]", "[embedding.rope]"), ["[embedding.rope]", "unknown method", "full, robe"]),
-        (("compression = 10", "compression = 0.5"), ["embedding.compression = 0.5", "greater than or equal to 1"]),
-        (("compression = 10", 'compression = "10"'), ["embedding.compression = '10'", "valid number"]),
-        (("embedding_dim = 4", "embedding_dim = 4.0"), ["model.embedding_dim = 4.0", "integer"]),
-        (("global_batch_size = 64", ""), ["run.toml", "training.global_batch_size is missing"]),
-        (("[training]", "[trainin]"), ["trainin", "unknown key", "training"]),
-        (("[training]", "[training]\nstop_at_target = true"), ["training", "stop_at_target needs target_auc"]),
-        (("[training]", "[parallelism]\nworld_size = 3\n[training]"), ["training.global_batch_size = 64", "world_size = 3"]),
-        (("[training]", '[parallelism]\nsharding = "rows"\n[training]'), ["parallelism.sharding = 'rows'", "'row_wise'"]),
-        (("[data]", "[data"), ["run.toml", "not valid TOML", "line 2"]),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_named_with_file_key_value_and_what_is_allowed(write, change, words):
-    assert change[0] in BASE
+MISTAKES = [
+    ("[embedding]\n", "[embedding]\ncompresion = 3\n", ["embedding.compresion = 3", "unknown key", "compression?"]),
+    ("block_size = 16", "blok_size = 16", ["embedding.robe.blok_size = 16", "did you mean block_size?"]),
+    ('"robe"', '"rob"', ["embedding.method = 'rob'", "did you mean robe?", "known: full, robe"]),
+    ("[embedding.robe]", "[embedding.rope]", ["[embedding.rope]", "unknown method", "full, robe"]),
+    ("compression = 10", "compression = 0.5", ["embedding.compression = 0.5", "greater than or equal to 1"]),
+    ("compression = 10", 'compression = "10"', ["embedding.compression = '10'", "valid number"]),
+    ("embedding_dim = 4", "embedding_dim = 4.0", ["model.embedding_dim = 4.0", "integer"]),
+    ("global_batch_size = 64", "", ["training.global_batch_size is missing"]),
+    ("[training]", "[trainin]", ["trainin", "unknown key", "training"]),
+    ("[training]", "[training]\nstop_at_target = true", ["training", "stop_at_target needs target_auc"]),
+    ("[training]", "[parallelism]\nworld_size = 3\n[training]", ["training.global_batch_size = 64", "world_size = 3"]),
+    ("[training]", '[parallelism]\nsharding = "rows"\n[training]', ["parallelism.sharding = 'rows'", "'row_wise'"]),
+    ("[data]", "[data", ["not valid TOML", "line 2"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), MISTAKES)
+def test_a_mistake_is_named_with_file_key_value_and_what_is_allowed(write, old, new, words):
+    assert old in BASE
     with pytest.raises(ConfigError) as error:
-        load(write(BASE.replace(*change)))
-    for word in words:
+        load(write(BASE.replace(old, new)))
+    for word in ["run.toml", *words]:
         assert word in str(error.value), str(error.value)
 
 

@@ -1,0 +1,54 @@
+"""The comparison in one command: a sharded DLRM against ROBE data-parallel and ROBE in one process.
+
+Three jobs of the same model, data, batch and threads, run one after the other through torchx on this machine, then
+the table, the report page and where TensorBoard finds them. Without --data the rows are generated.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from configs.load import ConfigError, load_config
+from launch.components import baseline, compressed
+from launch.jobs import Job, JobFailed, run_jobs
+from recsys.registry import CHOICES
+
+CONFIGS = {"demo_sharded": baseline, "demo_robe": compressed, "demo_robe_single": compressed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.demo",
+        description=__doc__,
+        epilog="examples:\n  python -m launch.demo\n  python -m launch.demo --data train.tsv.xz training.epochs=1\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", help="a Criteo TSV: plain, .gz, .xz or .zst")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--runs", default="runs/demo", help="directory of the three runs (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over all three configs")
+    arguments = parser.parse_args()
+    overrides = [f"run.dir={arguments.runs}", f"run.device={arguments.device}", "run.overwrite=true"]
+    if arguments.data:
+        overrides += ["data.dataset=criteo", f"data.criteo.path={Path(arguments.data).resolve()}"]
+    overrides += arguments.overrides
+    try:
+        jobs = [_job(name, component, overrides) for name, component in CONFIGS.items()]
+        runs = run_jobs(jobs)
+    except (ConfigError, JobFailed) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    from launch import compare
+
+    compare.main([*(str(run.path) for run in runs), "--output", str(Path(arguments.runs) / "report.html")])
+    print(f"TensorBoard: tensorboard --logdir {arguments.runs}")
+
+
+def _job(name: str, component, overrides: list[str]) -> Job:
+    path = str(Path(__file__).resolve().parent.parent / "configs" / f"{name}.toml")
+    return Job(component(*overrides, config=path), load_config(path, overrides, CHOICES))
+
+
+if __name__ == "__main__":
+    main()

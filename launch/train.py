@@ -1,0 +1,143 @@
+"""One rank of a training run: `torchrun --nproc-per-node 2 -m launch.train configs/x.toml section.key=value ...`
+
+Reads from top to bottom as the run does: config, data, embedding, model, placement, optimizers, trainer.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from configs.load import ConfigError, describe_keys, dump_config, load_config
+from configs.schema import RunConfig
+from recsys.checkpoint import Checkpoints
+from recsys.data import Dataset, build_dataset
+from recsys.description import describe_run, describe_size, format_plan, identity
+from recsys.embeddings import METHODS, build_embedding, build_tables, count_parameters
+from recsys.models import build_model
+from recsys.optim import build_optimizers
+from recsys.parallelism import Ranks, apply_parallelism, choose_device, describe_placement, process_group
+from recsys.recorder import Recorder
+from recsys.registry import CHOICES
+from recsys.run_dir import RunDir, describe_environment
+from recsys.trainer import Trainer
+
+EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, or the launcher asks this rank to end."""
+
+
+def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) -> str:
+    """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
+    method, seed, device = METHODS[config.embedding.method], config.run.seed, ranks.device
+    tables = build_tables(dataset.feature_names, dataset.num_embeddings, config.model.embedding_dim)
+    embedding = build_embedding(config.embedding, tables, seed=seed, device=device)
+    model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
+    parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)
+    prefix = next(name for name, module in model.named_modules() if module is embedding)
+    embedding_names = [f"{prefix}.{name}" for name, _ in embedding.named_parameters()]
+
+    model = apply_parallelism(
+        model,
+        method.placement,
+        config.parallelism,
+        config.optimizer,
+        local_batch_size=config.training.global_batch_size // ranks.world_size,
+        init_scale=config.embedding.init_scale,
+        seed=seed,
+        device=device,
+    )
+    optimizer = build_optimizers(model, embedding_names, config.optimizer)
+
+    facts = describe_run(config, dataset, method.placement, ranks) | describe_size(
+        model,
+        optimizer,
+        embedding_names,
+        tables,
+        asked_compression=config.embedding.compression,
+        parameters=parameters,
+        embedding_parameters=embedding_parameters,
+        ranks=ranks,
+    )
+    if ranks.is_first:
+        plan = describe_placement(model, method.placement, facts["bytes_per_rank"]["embedding"][0])
+        run_dir.write_plan(text := format_plan(plan, ranks))
+        print(text, flush=True)
+    checkpoints = Checkpoints(run_dir.checkpoints, identity(config, dataset), config.checkpoint.keep_last, ranks)
+    recorder = Recorder(run_dir, enabled=ranks.is_first, tensorboard=config.logging.tensorboard)
+    try:
+        return Trainer(config, dataset, model, optimizer, checkpoints, recorder, ranks, facts).run()
+    finally:
+        recorder.close()
+
+
+@record
+def run_rank(config: RunConfig) -> None:
+    """This rank from config to summary. What goes wrong is left in the run directory by the rank where it began."""
+    rank = int(os.environ.get("RANK", "0"))
+    run_dir = RunDir(Path(config.run.dir) / config.run.name)
+    device = choose_device(config.run.device)
+    if rank == 0:
+        run_dir.check_free(config.run.overwrite, resume=config.checkpoint.resume == "auto")
+    try:
+        # Before the process group: building a cache may take longer than a collective may wait.
+        dataset = build_dataset(config.data)
+        with process_group(config.parallelism, device) as ranks:
+            if ranks.is_first:
+                run_dir.create(dump_config(config, CHOICES), describe_environment(device, ranks.world_size))
+            reason = train(config, dataset, run_dir, ranks)
+        if rank == 0:
+            print(f"{run_dir.path}: training ended ({reason})", flush=True)
+    except Interrupted:
+        run_dir.mark_ended("interrupted", rank, "interrupted")
+        raise
+    except Exception as error:
+        run_dir.mark_ended("failed", rank, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough: what follows must not be cut short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Interrupted
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.train",
+        description="Train one model as a config says, on the ranks that torchrun started or on this process alone.",
+        epilog="examples:\n"
+        "  python -m launch.train configs/debug.toml training.epochs=0.5\n"
+        "  torchrun --nproc-per-node 2 -m launch.train configs/demo_sharded.toml training.epochs=1\n\n"
+        "keys of a config, to be given in the file or as section.key=value:\n" + describe_keys(CHOICES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="path of a TOML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file's values")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    try:
+        config = load_config(arguments.config, arguments.overrides, CHOICES)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_MISTAKE)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_rank(config)
+    except Interrupted:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

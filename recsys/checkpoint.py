@@ -1,0 +1,102 @@
+"""Checkpoints on torch.distributed.checkpoint: model, optimizer, random state, position in the data.
+
+    checkpoints/step_<n>/   the shards of all ranks, state.json (what the trainer needs), identity.json
+
+A checkpoint is written beside its final name and renamed when every rank is done, so a directory called step_<n> is
+whole. It can be read at another world size or sharding: tensors are stored globally. `identity` names all that must
+agree for the continuation to mean anything; where it does not, loading stops with the differences.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torchrec.optim.keyed import CombinedOptimizer
+
+from recsys.parallelism import Ranks, on_first_rank, unwrapped
+
+_NAME = re.compile(r"step_(\d+)")
+
+
+class Checkpoints:
+    """The checkpoints of one run; every method but `newest` is collective."""
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any], keep_last: int, ranks: Ranks) -> None:
+        self.directory = directory
+        self.identity = json.loads(json.dumps(identity))
+        self.keep_last = keep_last
+        self.ranks = ranks
+
+    def newest(self) -> Path | None:
+        steps = self._steps()
+        return steps[max(steps)] if steps else None
+
+    def save(self, step: int, model: nn.Module, optimizer: CombinedOptimizer, state: Mapping[str, Any]) -> None:
+        """state: JSON-able values of the trainer, the same on all ranks."""
+        final, temporary = self.directory / f"step_{step}", self.directory / f".step_{step}"
+        on_first_rank(lambda: _make_empty(temporary))
+        save(self._tensors(model, optimizer), checkpoint_id=temporary)
+        torch.save(torch.get_rng_state(), temporary / f"random_{self.ranks.rank}.pt")
+        dist.barrier()
+        on_first_rank(lambda: self._finish(temporary, final, state))
+
+    def load(self, path: Path, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, Any]:
+        """Fills model, optimizer and random state in place and returns the trainer's state.
+
+        Raises ValueError naming every difference when the checkpoint is of another model, method, hash or data.
+        """
+        state = on_first_rank(lambda: self._read_state(path))
+        tensors = self._tensors(model, optimizer)
+        load(tensors, checkpoint_id=path)
+        unwrapped(model).load_state_dict(tensors["model"])
+        optimizer.load_state_dict(tensors["optimizer"])
+        random = path / f"random_{self.ranks.rank}.pt"
+        if random.exists():  # absent when there were fewer ranks
+            torch.set_rng_state(torch.load(random, weights_only=True))
+        return state
+
+    def _tensors(self, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, Any]:
+        return {"model": unwrapped(model).state_dict(), "optimizer": optimizer.state_dict()}
+
+    def _read_state(self, path: Path) -> dict[str, Any]:
+        saved = json.loads((path / "identity.json").read_text())
+        differences = list(_differences(saved, self.identity))
+        if differences:
+            raise ValueError(f"{path} cannot be continued by this run:\n" + "\n".join(f"  {d}" for d in differences))
+        return json.loads((path / "state.json").read_text())
+
+    def _finish(self, temporary: Path, final: Path, state: Mapping[str, Any]) -> None:
+        (temporary / "state.json").write_text(json.dumps(state))
+        (temporary / "identity.json").write_text(json.dumps(self.identity, indent=2))
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        steps = self._steps()
+        for old in sorted(steps)[: -self.keep_last]:
+            shutil.rmtree(steps[old])
+
+    def _steps(self) -> dict[int, Path]:
+        if not self.directory.is_dir():
+            return {}
+        return {int(m[1]): path for path in self.directory.iterdir() if (m := _NAME.fullmatch(path.name))}
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _differences(saved: Any, wanted: Any, key: str = "") -> Iterator[str]:
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        for name in sorted(saved.keys() | wanted.keys()):
+            yield from _differences(saved.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    elif saved != wanted:
+        yield f"{key}: the checkpoint has {saved!r}, this run {wanted!r}"

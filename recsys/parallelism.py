@@ -1,0 +1,130 @@
+"""Ranks: the process group, and placing a model on it. Knows placements, not methods.
+
+"replicate": every rank holds the whole model and DDP averages the gradients; on one rank, the plain module.
+"shard": TorchRec's `DistributedModelParallel`, see `baselines.sharded`.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchrec.distributed import DistributedModelParallel
+
+from baselines import sharded
+from baselines.sharded import on_first_rank as on_first_rank
+from configs.schema import OptimizerSection, ParallelismSection
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' | 'cpu' | 'cuda' -> this rank's device. Raises ValueError for cuda on a machine without it."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"run.device = {name!r}: PyTorch sees no CUDA device on this machine")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(f"local rank {local_rank} has no CUDA device: the machine has {torch.cuda.device_count()}")
+    return torch.device("cuda", local_rank)
+
+
+@contextlib.contextmanager
+def process_group(section: ParallelismSection, device: torch.device) -> Iterator[Ranks]:
+    """The default process group of a job started by torchrun (or of this process alone), and its end.
+
+    Raises ValueError when the job's size is not parallelism.world_size.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != section.world_size:
+        raise ValueError(
+            f"parallelism.world_size = {section.world_size}, but {launched} rank(s) were started: "
+            f"start {section.world_size} or set parallelism.world_size={launched}"
+        )
+    torch.set_num_threads(section.threads_per_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", WORLD_SIZE="1")
+        options: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+    else:
+        options = {}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=section.timeout_s), **options)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def apply_parallelism(
+    model: nn.Module,
+    placement: str,
+    section: ParallelismSection,
+    optimizer: OptimizerSection,
+    *,
+    local_batch_size: int,
+    init_scale: float,
+    seed: int,
+    device: torch.device,
+) -> nn.Module:
+    """The model, placed. Collective. optimizer: fused into the backward pass where tables are sharded."""
+    if placement == "shard":
+        return sharded.shard(
+            model,
+            sharding=section.sharding,
+            optimizer=optimizer,
+            local_batch_size=local_batch_size,
+            init_scale=init_scale,
+            seed=seed,
+            device=device,
+        )
+    assert placement == "replicate", placement
+    if dist.get_world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=True,
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model as it was built, whatever it was wrapped in: names of parameters are the same for every placement."""
+    return model.module if isinstance(model, DistributedDataParallel | DistributedModelParallel) else model
+
+
+def describe_placement(model: nn.Module, placement: str, embedding_bytes: int) -> list[dict]:
+    """One row per table or shared array: table, sharding, kernel, bytes on each rank."""
+    if isinstance(model, DistributedModelParallel):
+        return sharded.describe_plan(model)
+    ranks = range(dist.get_world_size())
+    bytes_per_rank = dict.fromkeys(ranks, embedding_bytes)
+    return [{"table": "all", "sharding": placement, "kernel": "dense", "bytes_per_rank": bytes_per_rank}]
+
+
+def gather_numbers(value: float, ranks: Ranks) -> list[Any]:
+    """The value of every rank, by rank, on every rank. Collective."""
+    values: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,286 @@
+"""The loop: train, evaluate, stop, record, checkpoint. It alone sees the whole config.
+
+A step is forward, backward and update; its time excludes loading, evaluation, checkpoints and recording. Training time
+is the wall clock from the first step on with evaluation and checkpoints taken out. Every decision to stop is taken on
+values that all ranks share, so ranks always leave the loop together.
+"""
+
+import json
+import math
+import resource
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.datasets.utils import Batch
+from torchrec.optim.keyed import CombinedOptimizer
+
+from configs.schema import RunConfig
+from recsys.checkpoint import Checkpoints
+from recsys.data import Dataset, TrainingBatches
+from recsys.evaluate import evaluate
+from recsys.metrics import (
+    DATA_MS,
+    PEAK_GIB,
+    SAMPLES_PER_S,
+    SHOWN_QUALITY,
+    STEP_MS,
+    STEP_P95_MS,
+    TRAIN_LOG_LOSS,
+    quality_name,
+)
+from recsys.parallelism import Ranks, gather_numbers, on_first_rank
+from recsys.recorder import Recorder
+from recsys.timing import StepTimer, StepTimes, Stopwatch
+
+
+@dataclass
+class Progress:
+    """What the trainer must know to go on: kept in checkpoints, the same on every rank."""
+
+    step: int = 0
+    train_time_s: float = 0.0
+    evaluation_time_s: float = 0.0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a placed model on a dataset as the config says; `run` returns why it stopped."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        model: nn.Module,
+        optimizer: CombinedOptimizer,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        ranks: Ranks,
+        facts: dict[str, Any],
+    ) -> None:
+        """facts: what is known of the run before training, the constant part of its summary."""
+        self.config, self.dataset, self.model, self.optimizer = config, dataset, model, optimizer
+        self.checkpoints, self.recorder, self.ranks, self.facts = checkpoints, recorder, ranks, facts
+        self.batches = TrainingBatches(
+            dataset,
+            global_batch_size=config.training.global_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            shuffle_window_rows=config.data.shuffle_window_rows,
+            seed=config.run.seed,
+            device=ranks.device,
+        )
+        per_epoch = self.batches.steps_per_epoch
+        self.total_steps = max(1, math.floor(config.training.epochs * per_epoch + 1e-9))
+        if config.training.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.training.max_steps)
+        self.evaluation_interval = max(1.0, config.evaluation.every_epochs * per_epoch)
+        self.splits = [s for s in ("validation", "test") if dataset.num_rows(s)]
+        self.progress = Progress()
+        self.peak_gib: list[float] = []
+        self.loss = nn.BCEWithLogitsLoss()
+        self.step_timer, self.data_timer = StepTimer(ranks.device), StepTimer(ranks.device)
+        self.step_times, self.data_times = StepTimes(), StepTimes()
+        self.watch = Stopwatch(ranks.device)
+
+    @property
+    def selecting_split(self) -> str:
+        """The split that decides about the best evaluation, patience and target: validation where there is one."""
+        return self.splits[0]
+
+    def train_step(self, batch: Batch) -> torch.Tensor:
+        """One step on this rank's share of a global batch -> its mean log loss (), not yet waited for."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.model(batch.dense_features, batch.sparse_features).squeeze(1)
+        loss = self.loss(logits, batch.labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def run(self) -> str:
+        self._resume()
+        reason = self._stop_reason(evaluated=True)
+        batches = self.batches.from_step(self.progress.step)
+        losses: list[torch.Tensor] = []
+        self.watch.start()
+        while reason is None:
+            losses.append(self._timed_step(batches))
+            step = self.progress.step
+            self.recorder.advance(step)
+            logged = step % self.config.logging.every_steps == 0
+            if logged:
+                self._record_training(losses)
+                losses = []
+            evaluated = step % self.evaluation_interval < 1 or step == self.total_steps
+            if evaluated:
+                self._evaluate()
+            reason = self._stop_reason(evaluated, check_time=logged or evaluated)
+            every = self.config.checkpoint.every_steps
+            if (every and step % every == 0) or (reason and self.config.checkpoint.at_end):
+                self._save()
+        self.watch.stop()
+        if losses:
+            self._record_training(losses)
+        if not self.progress.evaluations or self.progress.evaluations[-1]["step"] != self.progress.step:
+            self._evaluate(running=False)
+        self.recorder.write_summary(self.summary("finished", reason))
+        self.recorder.write_hparams(*self._hparams())
+        return reason
+
+    def _timed_step(self, batches: Iterator[Batch]) -> torch.Tensor:
+        self.data_timer.start()
+        batch = next(batches)
+        self.data_timer.stop()
+        self.step_timer.start()
+        loss = self.train_step(batch)
+        self.step_timer.stop()
+        self.progress.step += 1
+        return loss
+
+    def _resume(self) -> None:
+        newest = self.checkpoints.newest() if self.config.checkpoint.resume == "auto" else None
+        if newest is not None:
+            self.progress = Progress(**self.checkpoints.load(newest, self.model, self.optimizer))
+        self.watch = Stopwatch(self.ranks.device, self.progress.train_time_s)
+        self.recorder.start(self.total_steps, self.progress.step)
+        self.recorder.write_summary(self.summary("running", None))
+
+    def _save(self) -> None:
+        self.watch.stop()
+        self.progress.train_time_s = self.watch.read_s()
+        # Rank 0's clock is everyone's: the state is the same whichever rank reads it back.
+        self.checkpoints.save(self.progress.step, self.model, self.optimizer, asdict(self.progress))
+        self.watch.start()
+
+    def _position(self) -> dict[str, float]:
+        step = self.progress.step
+        return {
+            "step": step,
+            "samples": step * self.config.training.global_batch_size,
+            "epoch": step / self.batches.steps_per_epoch,
+            "time_s": self.watch.read_s(),
+        }
+
+    def _record_training(self, losses: list[torch.Tensor]) -> None:
+        loss = torch.stack(losses).mean()
+        dist.all_reduce(loss)
+        value = float(loss) / self.ranks.world_size
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the training loss is {value} within the {len(losses)} steps up to step {self.progress.step}: lower "
+                "optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
+            )
+        steps, data = self.step_timer.take(), self.data_timer.take()
+        self.step_times.add(steps)
+        self.data_times.add(data)
+        rows = self.config.training.global_batch_size
+        metrics = {
+            TRAIN_LOG_LOSS: value,
+            STEP_MS: float(torch.tensor(steps).median()),
+            STEP_P95_MS: float(torch.tensor(steps).quantile(0.95)),
+            DATA_MS: float(data.mean()),
+            SAMPLES_PER_S: rows * len(steps) / (1e-3 * float(steps.sum() + data.sum())),
+            PEAK_GIB: peak_gib(self.ranks.device),
+        }
+        self.recorder.record(self._position(), metrics)
+
+    def _evaluate(self, running: bool = True) -> None:
+        """Quality on every held-out split, outside the training clock."""
+        if running:
+            self.watch.stop()
+        clock = Stopwatch(self.ranks.device)
+        clock.start()
+        found: dict[str, float] = {}
+        rows = self.config.evaluation.global_batch_size
+        for split in self.splits:
+            quality = evaluate(self.model, self.dataset, split, rows, self.ranks)
+            found |= {f"{split}_{name}": value for name, value in asdict(quality).items()}
+        self.peak_gib = gather_numbers(peak_gib(self.ranks.device), self.ranks)
+        clock.stop()
+        self.progress.evaluation_time_s += clock.read_s()
+        position = self._position()
+        self.progress.evaluations.append({**position, **found})
+        shown = {quality_name(split, name): found[f"{split}_{name}"] for split in self.splits for name in SHOWN_QUALITY}
+        self.recorder.record(position, shown)
+        self.recorder.write_summary(self.summary("running", None))
+        if running:
+            self.watch.start()
+
+    def _stop_reason(self, evaluated: bool, check_time: bool = False) -> str | None:
+        training, step = self.config.training, self.progress.step
+        if step >= self.total_steps:
+            return "max_steps" if step == training.max_steps else "epochs"
+        if evaluated and training.stop_at_target and self._target_reached() is not None:
+            return "target_auc"
+        patience = self.config.evaluation.patience
+        if evaluated and patience and self._evaluations_since_best() >= patience:
+            return "patience"
+        budget = training.time_budget_s
+        if check_time and budget is not None and on_first_rank(lambda: self.watch.read_s() >= budget):
+            return "time_budget"
+        return None
+
+    def _best(self) -> dict[str, float] | None:
+        return min(self.progress.evaluations, key=lambda e: e[f"{self.selecting_split}_log_loss"], default=None)
+
+    def _evaluations_since_best(self) -> int:
+        best = self._best()
+        return len(self.progress.evaluations) - 1 - self.progress.evaluations.index(best) if best else 0
+
+    def _target_reached(self) -> dict[str, float] | None:
+        target = self.config.training.target_auc
+        if target is None:
+            return None
+        return next((e for e in self.progress.evaluations if e[f"{self.selecting_split}_auc"] >= target), None)
+
+    def summary(self, status: str, reason: str | None) -> dict[str, Any]:
+        """The run in one object, from the facts known beforehand and what was measured so far."""
+        evaluations = self.progress.evaluations
+        position = self._position()
+        time_s = position.pop("time_s")
+        reached = self._target_reached()
+        target = self.config.training.target_auc
+        return {
+            **self.facts,
+            "status": status,
+            "stop_reason": reason,
+            "steps": position["step"],
+            "samples": position["samples"],
+            "epochs": position["epoch"],
+            "train_time_s": time_s,
+            "evaluation_time_s": self.progress.evaluation_time_s,
+            "step_ms": self.step_times.summary(),
+            "data_ms": self.data_times.summary(),
+            "samples_per_s": position["samples"] / time_s if time_s else None,
+            "peak_memory_gib": self.peak_gib,
+            "test_positives": evaluations[-1]["test_positives"] if evaluations else None,
+            "selected_on": self.selecting_split,
+            "best": self._best(),
+            "last": evaluations[-1] if evaluations else None,
+            "target": target and {
+                "auc": target,
+                "split": self.selecting_split,
+                "time_s": reached and reached["time_s"],
+                "samples": reached and reached["samples"],
+                "epochs": reached and reached["epoch"],
+            },
+        }  # fmt: skip
+
+    def _hparams(self) -> tuple[dict[str, Any], dict[str, float]]:
+        facts = {k: v for k, v in self.facts.items() if isinstance(v, str | int | float)}
+        best = self._best()
+        assert best is not None
+        speed = self.step_times.summary() or {}
+        metrics = {f"hparam/{name}": best[name] for name in ("test_auc", "test_log_loss") if name in best}
+        metrics |= {f"hparam/step_ms_{name}": value for name, value in speed.items()}
+        return json.loads(json.dumps(facts)), metrics
+
+
+def peak_gib(device: torch.device) -> float:
+    """Largest memory so far of this process: resident on CPU, allocated on the device on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

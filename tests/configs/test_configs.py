@@ -1,0 +1,73 @@
+"""Every config file loads, says what it claims, and shares with its rivals all but [embedding] and [parallelism]."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_config, resolved
+from recsys.criteo_schema import CARDINALITIES
+from recsys.embeddings import METHODS, build_tables, count_full_parameters, count_parameters
+from recsys.registry import CHOICES
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.toml"))
+MAY_DIFFER = {"embedding", "parallelism"}
+
+
+def base_of(path: Path) -> str | None:
+    return tomllib.loads(path.read_text()).get("base")
+
+
+def shared_sections(path: Path) -> dict:
+    sections = resolved(load_config(path, ["run.name=any"], CHOICES), CHOICES)
+    return {name: value for name, value in sections.items() if name not in MAY_DIFFER}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_it_loads_and_its_header_says_what_it_is(path):
+    load_config(path, [], CHOICES)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert header
+    if base_of(path):
+        assert any(line.startswith("# claim:") for line in header)
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if base_of(p)], ids=lambda p: p.stem)
+def test_it_shares_all_but_embedding_and_parallelism_with_its_base(path):
+    own = set(tomllib.loads(path.read_text())) - {"base"}
+    assert own <= MAY_DIFFER, "a compared config may set these sections only"
+    base = base_of(path)
+    assert base is not None
+    assert shared_sections(path) == shared_sections(path.parent / base)
+
+
+def test_rivals_use_the_same_threads_in_all():
+    for family in ("demo", "criteo_kaggle", "criteo_tb"):
+        rivals = [load_config(p, [], CHOICES).parallelism for p in CONFIGS if base_of(p) == f"{family}.toml"]
+        assert len(rivals) >= 2
+        assert len({p.world_size * p.threads_per_rank for p in rivals}) == 1, family
+
+
+@pytest.mark.parametrize(("name", "tables", "parameters"), [("criteo_kaggle", 540e6, 540e3), ("criteo_tb", 26e9, 26e6)])
+def test_sizes_are_those_claimed(name, tables, parameters):
+    config = load_config(CONFIGS[0].parent / f"{name}_robe.toml", [], CHOICES)
+    cap = 40_000_000 if name == "criteo_tb" else 10**9
+    sizes = [min(rows, cap) for rows in CARDINALITIES[name]]
+    configs = build_tables([f"f{i}" for i in range(26)], sizes, config.model.embedding_dim)
+    assert count_full_parameters(configs) == pytest.approx(tables, rel=0.01)
+    import torch
+
+    embedding = METHODS["robe"].build(
+        configs, compression=config.embedding.compression, options=config.embedding.options, init_scale=0.01, seed=0,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    assert count_parameters(embedding) == pytest.approx(parameters, rel=0.01)
+
+
+def test_the_comparison_sees_a_difference(tmp_path):
+    """The bug this guards against, planted: a rival that trains longer."""
+    (tmp_path / "demo.toml").write_text((CONFIGS[0].parent / "demo.toml").read_text())
+    rival = tmp_path / "demo_rival.toml"
+    rival.write_text('base = "demo.toml"\n[training]\nepochs = 3\n')
+    assert json.dumps(shared_sections(rival)) != json.dumps(shared_sections(tmp_path / "demo.toml"))

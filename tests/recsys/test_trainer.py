@@ -1,0 +1,120 @@
+"""The loop on one rank, in this process: when it stops, what it records, and the golden run."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from configs.load import load_config
+from launch.train import train
+from recsys.data import build_dataset
+from recsys.parallelism import Ranks
+from recsys.registry import CHOICES
+from recsys.run_dir import RunDir
+
+DEBUG = Path(__file__).parent.parent.parent / "configs" / "debug.toml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*overrides):
+        small = ["data.synthetic.train_rows=5120", "data.synthetic.scale=0.001", "logging.tensorboard=false"]
+        config = load_config(DEBUG, [*small, f"run.dir={tmp_path}", *overrides], CHOICES)
+        run_dir = RunDir(tmp_path / config.run.name)
+        run_dir.create("", {})
+        torch.set_num_threads(1)
+        reason = train(config, build_dataset(config.data), run_dir, Ranks(0, 1, torch.device("cpu")))
+        return reason, run_dir.read_summary(), list(run_dir.records())
+
+    return run
+
+
+def evaluations(records):
+    return [r["step"] for r in records if "quality/test_auc" in r]
+
+
+def test_golden_run(run):
+    """Guards the whole path from data to AUC: these figures change only with a change of meaning."""
+    _, summary, records = run("training.epochs=2")
+    assert (summary["steps"], summary["parameters"]["embedding"]) == (40, GOLDEN_PARAMETERS)
+    assert summary["best"]["test_auc"] == pytest.approx(GOLDEN_AUC, abs=2e-4)
+    assert summary["best"]["test_log_loss"] == pytest.approx(GOLDEN_LOG_LOSS, abs=2e-4)
+    losses = [r["quality/train_log_loss"] for r in records if "quality/train_log_loss" in r]
+    assert losses[-1] < losses[0] < math.log(2)
+
+
+GOLDEN_PARAMETERS, GOLDEN_AUC, GOLDEN_LOG_LOSS = 55920, 0.63346, 0.55121
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason", "steps"),
+    [
+        (["training.epochs=0.5"], "epochs", 10),
+        (["training.max_steps=7"], "max_steps", 7),
+        (["training.epochs=9", "training.target_auc=0.501", "training.stop_at_target=true"], "target_auc", 10),
+        (["training.epochs=99", "training.time_budget_s=0.05", "logging.every_steps=5"], "time_budget", None),
+    ],
+)
+def test_when_training_stops(run, overrides, reason, steps):
+    found, summary, records = run(*overrides)
+    assert (found, summary["stop_reason"], summary["status"]) == (reason, reason, "finished")
+    if steps:
+        assert summary["steps"] == steps
+    assert evaluations(records)[-1] == summary["steps"], "the last state is always evaluated"
+
+
+def test_patience_counts_evaluations_without_a_better_validation_loss(run):
+    reason, summary, records = run(
+        "training.epochs=50", "evaluation.patience=2", "optimizer.embedding_learning_rate=40.0"
+    )
+    assert reason == "patience"
+    losses = [r["quality/validation_log_loss"] for r in records if "quality/validation_log_loss" in r]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3
+    assert summary["best"]["validation_log_loss"] == min(losses)
+    assert summary["last"]["validation_log_loss"] == losses[-1]
+
+
+def test_evaluation_comes_every_fraction_of_an_epoch_and_is_not_training_time(run):
+    _, summary, records = run("evaluation.every_epochs=0.3")
+    assert evaluations(records) == [6, 12, 18, 20]
+    assert summary["evaluation_time_s"] > 0
+    times = [r["time_s"] for r in records]
+    assert times == sorted(times)
+    assert summary["train_time_s"] == pytest.approx(times[-1], abs=0.05)
+
+
+def test_without_validation_rows_the_test_rows_select_and_it_says_so(run):
+    _, summary, _ = run("data.synthetic.validation_rows=0")
+    assert summary["selected_on"] == "test"
+    assert "validation_auc" not in summary["best"]
+
+
+def test_the_target_is_reported_where_it_was_reached_first(run):
+    _, summary, records = run("training.target_auc=0.501", "training.epochs=2")
+    first = next(r for r in records if r.get("quality/validation_auc", 0) >= 0.501)
+    assert summary["target"] == {
+        "auc": 0.501, "split": "validation", "time_s": first["time_s"], "samples": first["samples"],
+        "epochs": first["epoch"],
+    }  # fmt: skip
+    _, summary, _ = run("training.target_auc=0.99", "run.overwrite=true")
+    assert summary["target"]["time_s"] is None
+
+
+def test_seeds_change_the_run_and_nothing_else_does(run):
+    def curve(*overrides):
+        records = run("run.overwrite=true", *overrides)[2]
+        return json.dumps([{k: v for k, v in r.items() if k.startswith("quality")} for r in records])
+
+    assert curve() == curve()
+    assert curve() != curve("run.seed=1")

@@ -1,0 +1,298 @@
+"""What every embedding method must satisfy, over the registry: a new line there is tested here without an edit.
+
+The oracle is the method's own `cell`, its paper's formula in plain Python; the lookup must agree with it in value and,
+through directional derivatives, in gradient. A method that is placed by sharding is tested as placed on one rank.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from baselines.sharded import local_parts
+from configs.schema import OptimizerSection, ParallelismSection
+from recsys.description import embedding_bytes
+from recsys.embeddings import METHODS, build_tables, count_full_parameters, count_parameters
+from recsys.optim import build_optimizers, embedding_state_bytes
+from recsys.parallelism import apply_parallelism, unwrapped
+from tests.ranks import run_ranks
+
+CPU = torch.device("cpu")
+FEATURES, SIZES, DIM = ("a", "b", "c"), (5, 40, 300), 8
+SGD = OptimizerSection(dense_learning_rate=0.1, embedding="sgd", embedding_learning_rate=1.0)
+ADAGRAD = OptimizerSection(dense_learning_rate=0.1, embedding="adagrad", embedding_learning_rate=0.1, adagrad_eps=1e-3)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Please use DTensor")
+
+
+class Holder(torch.nn.Module):
+    """The smallest model around an embedding: a fixed projection of all pooled columns to one number a row."""
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.embedding = embedding
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, features):
+        values = pooled(self.embedding(features))
+        weights = torch.linspace(-1, 1, values.shape[1]) + 0.3
+        return (values * weights).sum(1) * self.scale
+
+
+def pooled(embeddings):
+    """KeyedTensor -> (B, ΣD) in the order of FEATURES: sharded modules return their keys in an order of their own."""
+    by_name = embeddings.to_dict()
+    return torch.cat([by_name[name] for name in FEATURES if name in by_name], dim=1)
+
+
+def build(method, tables=None, compression=None, seed=3, **kwargs):
+    """The method's module at 4x, or uncompressed where it refuses to compress."""
+    tables = tables or build_tables(FEATURES, SIZES, DIM)
+    module = METHODS[method]
+    for asked in (compression,) if compression else (4.0, 1.0):
+        try:
+            return module.build(
+                tables, compression=asked, options=module.Options(), init_scale=0.5, seed=seed, device=CPU, **kwargs
+            ), asked
+        except ValueError:
+            if asked == 1.0 or compression:
+                raise
+    raise AssertionError
+
+
+def place(method, embedding, optimizer, world_size=1):
+    """(model placed on the ranks of the default group, its optimizer, names of the embedding parameters)"""
+    names = [f"embedding.{name}" for name, _ in embedding.named_parameters()]
+    model = apply_parallelism(
+        Holder(embedding), METHODS[method].placement, ParallelismSection(world_size=world_size), optimizer,
+        local_batch_size=8, init_scale=0.5, seed=3, device=CPU,
+    )  # fmt: skip
+    return model, build_optimizers(model, names, optimizer), names
+
+
+def ragged(weighted=False, copies=1, seed=0):
+    """Bags of 0 to 4 ids, B = 6, for the three features; with weights if asked."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 5, len(FEATURES) * 6)
+    lengths[[0, 7]] = 0
+    ids = np.concatenate([rng.integers(0, SIZES[i // 6], n) for i, n in enumerate(lengths)])
+    return KeyedJaggedTensor(
+        list(FEATURES),
+        torch.from_numpy(ids),
+        torch.from_numpy(rng.normal(size=len(ids)).astype(np.float32)) if weighted else None,
+        torch.from_numpy(lengths),
+    )
+
+
+def table_of(method, placed, table, rows, dim=DIM):
+    """(rows, dim) float64 of a table, cell by cell."""
+    cell, module = METHODS[method].cell, unwrapped(placed).embedding
+    return np.array([[cell(module, table, row, col) for col in range(dim)] for row in range(rows)])
+
+
+def pooled_by_cells(method, placed, features, mean=False):
+    """What the lookup must return: (B, ΣD) float64 from cells alone."""
+    blocks = []
+    for index, (name, rows) in enumerate(zip(FEATURES, SIZES, strict=True)):
+        table, jagged = table_of(method, placed, index, rows), features[name]
+        ids, ends = jagged.values().numpy(), np.cumsum(jagged.lengths().numpy())
+        weights = jagged.weights().numpy() if features.weights_or_none() is not None else np.ones(len(ids))
+        block = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            total = (weights[start:end, None] * table[ids[start:end]]).sum(0)
+            block.append(total / max(1, end - start) if mean else total)
+        blocks.append(np.stack(block))
+    return np.concatenate(blocks, axis=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bags_are_sums_of_cells(method, mean, weighted):
+    tables = build_tables(FEATURES, SIZES, DIM)
+    for table in tables:
+        table.pooling = PoolingType.MEAN if mean else PoolingType.SUM
+    embedding, _ = build(method, tables, is_weighted=weighted)
+    features = ragged(weighted)
+    try:
+        placed, _, _ = place(method, embedding, SGD)
+        found = pooled(unwrapped(placed).embedding(features))
+    except NotImplementedError as error:
+        pytest.skip(f"refused loudly: {error}")
+    expected = pooled_by_cells(method, placed, features, mean)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def parameters(placed, names):
+    """name -> the whole parameter on this one rank, a view that can be written to."""
+    state = unwrapped(placed).state_dict()
+    found = {}
+    for name in names:
+        ((tensor, _, _),) = local_parts(state[name])
+        found[name] = tensor.detach()
+    return found
+
+
+def test_the_gradient_is_that_of_the_table_it_stands_for(method):
+    """⟨gradient, v⟩ equals the change of the loss, computed from cells in float64, along random directions v."""
+    embedding, _ = build(method)
+    placed, optimizer, names = place(method, embedding, SGD)
+    features = ragged()
+    weights = np.linspace(-1, 1, DIM * len(SIZES)) + 0.3
+
+    def loss_by_cells():
+        return float((pooled_by_cells(method, placed, features) * weights.astype(np.float32)).sum())
+
+    values = parameters(placed, names)
+    before = {name: value.clone() for name, value in values.items()}
+    placed(features).sum().backward()
+    optimizer.step()
+    gradient = {name: (before[name] - value) / SGD.embedding_learning_rate for name, value in values.items()}
+    assert any(g.abs().sum() > 0 for g in gradient.values())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        direction = {name: torch.randn(value.shape, generator=generator) for name, value in values.items()}
+        losses = []
+        for step in (1e-2, -1e-2):
+            for name, value in values.items():
+                value.copy_(before[name] + step * direction[name])
+            losses.append(loss_by_cells())
+        expected = (losses[0] - losses[1]) / 2e-2
+        found = sum(float((gradient[name].double() * direction[name].double()).sum()) for name in values)
+        assert found == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+def test_parameters_are_within_the_budget_and_all_counted(method):
+    embedding, asked = build(method)
+    tables = build_tables(FEATURES, SIZES, DIM)
+    stored = count_parameters(embedding)
+    assert stored <= count_full_parameters(tables) / asked
+    placed, _, names = place(method, embedding, SGD)
+    assert embedding_bytes(placed, names) == 4 * stored
+    assert sum(value.numel() for value in parameters(placed, names).values()) == stored
+
+
+def test_impossible_compression_is_refused(method):
+    with pytest.raises(ValueError, match="compression"):
+        build(method, compression=0.5)
+
+
+@pytest.mark.parametrize("section", [SGD, ADAGRAD], ids=["sgd", "adagrad"])
+def test_optimizer_state_has_the_size_it_claims(method, section):
+    embedding, _ = build(method)
+    stored = count_parameters(embedding)
+    placed, optimizer, names = place(method, embedding, section)
+    placed(ragged()).sum().backward()
+    optimizer.step()
+    assert embedding_state_bytes(optimizer, names) == {"sgd": 0, "adagrad": 4 * stored}[section.embedding]
+
+
+FINGERPRINT = """
+import torch.distributed as dist
+from tests.test_contract import *
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+placed, _, _ = place({method!r}, build({method!r}, seed=3)[0], SGD)
+print(pooled(unwrapped(placed).embedding(ragged())).detach().numpy().tobytes().hex())
+"""
+
+
+def test_the_same_seed_gives_the_same_bits_in_another_process(method):
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FINGERPRINT.format(method=method)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    placed, _, _ = place(method, build(method)[0], SGD)
+    assert run.stdout.strip() == pooled(unwrapped(placed).embedding(ragged())).detach().numpy().tobytes().hex()
+
+
+def test_a_state_dict_restores_every_row(method):
+    source, _, names = place(method, build(method)[0], SGD)
+    for value in parameters(source, names).values():
+        value.copy_(torch.rand_like(value))
+    target, _, _ = place(method, build(method)[0], SGD)
+    unwrapped(target).load_state_dict(unwrapped(source).state_dict())
+    features = ragged()
+    assert torch.equal(pooled(unwrapped(target).embedding(features)), pooled(unwrapped(source).embedding(features)))
+
+
+def test_ids_above_2_to_the_31(method):
+    """A method that can hold a table of 2^40 rows at all reads its far rows right."""
+    rows = 2**40
+    table = EmbeddingBagConfig(name="far", embedding_dim=DIM, num_embeddings=rows, feature_names=["a"])
+    try:
+        embedding, _ = build(method, [table], compression=2.0**33)
+    except ValueError:
+        return
+    ids = torch.tensor([0, 2**31, 2**31 + 1, 2**32, rows - 1])
+    found = pooled(embedding(KeyedJaggedTensor(["a"], ids, lengths=torch.ones(5, dtype=torch.int64))))
+    cell = METHODS[method].cell
+    expected = [[cell(embedding, 0, row, col) for col in range(DIM)] for row in ids.tolist()]
+    np.testing.assert_array_equal(found.detach().numpy(), np.float32(expected))
+
+
+def test_the_loss_falls_in_50_steps(method):
+    placed, optimizer, _ = place(method, build(method)[0], ADAGRAD)
+    rng = torch.Generator().manual_seed(1)
+    features = ragged()
+    target = torch.randn(6, generator=rng)
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad(set_to_none=True)
+        loss = ((placed(features) - target) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0], losses
+
+
+def _train(rank, world_size, methods):
+    """Four Adagrad steps on this rank's share of six bags -> per method every pooled row of all features after it."""
+    found = {}
+    for method in methods:
+        placed, optimizer, _ = place(method, build(method)[0], ADAGRAD, world_size)
+        share = 6 // world_size
+        for step in range(4):
+            features = ragged(seed=step)
+            bags = [features[name].to_dense()[rank * share : (rank + 1) * share] for name in FEATURES]
+            lengths = torch.tensor([len(bag) for bags_of_one in bags for bag in bags_of_one])
+            ids = torch.cat([bag for bags_of_one in bags for bag in bags_of_one])
+            optimizer.zero_grad(set_to_none=True)
+            (placed(KeyedJaggedTensor(list(FEATURES), ids, lengths=lengths)) ** 2).mean().backward()
+            optimizer.step()
+        everything = KeyedJaggedTensor(
+            list(FEATURES),
+            torch.cat([torch.arange(max(SIZES)) % rows for rows in SIZES]),
+            lengths=torch.ones(len(SIZES) * max(SIZES), dtype=torch.int64),
+        )
+        found[method] = pooled(unwrapped(placed).embedding(everything)).detach().numpy()
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained():
+    methods = list(METHODS)
+    return run_ranks(_train, 1, methods)[0], run_ranks(_train, 2, methods)
+
+
+@pytest.mark.dist
+def test_two_ranks_equal_one_process(trained, method):
+    one, two = trained
+    for found in two:
+        np.testing.assert_allclose(found[method], one[method], rtol=0, atol=2e-6)
