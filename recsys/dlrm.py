@@ -6,7 +6,6 @@ Takes any drop-in for `EmbeddingBagCollection`; knows nothing of ranks or of how
 """
 
 import torch
-from pydantic import Field
 from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
@@ -14,9 +13,9 @@ from configs.schema import Section
 
 
 class Options(Section):
-    bottom_mlp: tuple[int, ...] = Field((64,), min_length=0)
+    bottom_mlp: tuple[int, ...] = (64,)
     """Hidden layers over the dense features; a last layer of embedding_dim follows."""
-    top_mlp: tuple[int, ...] = Field((64, 32), min_length=0)
+    top_mlp: tuple[int, ...] = (64, 32)
     """Hidden layers over the interactions; a last layer of one logit follows."""
 
 

@@ -43,7 +43,7 @@ def train(rank, world_size, method, sharding, optimizer_name):
     device = torch.device("cpu")
     module = {"full": full, "sharded": sharded}[method]
     embedding = module.build(
-        build_tables(FEATURES, sizes, DIM), compression=1.0, options=Section(), init_scale=0.3, seed=5, device=device
+        build_tables(FEATURES, SIZES, DIM), compression=1.0, options=Section(), init_scale=0.3, seed=5, device=device
     )
     section = SimpleNamespace(**vars(MODEL), options=Options(bottom_mlp=(8,), top_mlp=(8,)))
     model = build_model(section, embedding, num_dense=NUM_DENSE, seed=1, device=device)
