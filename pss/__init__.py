@@ -1,0 +1,5 @@
+"""Parameter-shared embeddings (parameter sharing setups, PSS) as drop-ins for TorchRec's EmbeddingBagCollection."""
+
+from pss.robe import RobeEmbeddingBagCollection
+
+__all__ = ["RobeEmbeddingBagCollection"]

@@ -1,0 +1,231 @@
+"""ROBE: every table reads its rows, in blocks of Z consecutive elements, out of one array M of shared parameters.
+
+PSS paper (Desai and Shrivastava 2022, "The trade-offs of model size in large recommendation models", section 2.3),
+ROBE-Z; Z = 1 is HashedNet:
+
+    E_t[i][j·Z : (j+1)·Z] = M[h(t, i, j) : h(t, i, j) + Z]
+
+h takes table t, row i and chunk j to [0, |M| - Z + 1), so a block never wraps around the end of M, as in the authors'
+code. For column `col` of row `row` of a table of dimension d:
+
+    Z ≤ d:  i = row, j = col // Z, offset = col % Z; the last chunk of a row is shorter where Z does not divide d
+    Z > d:  blocks of the flattened table, as in the ROBE paper (Desai, Chou and Shrivastava 2022, "Random Offset Block
+            Embedding Array"): flat = row·d + col, i = flat // Z, j = 0, offset = flat % Z
+    E_t[row][col] = g · M[h(t, i, j) + offset], with g = ±1 if `signed`, else 1
+
+Departures: t enters the hash itself, where the authors' code adds the rows of the tables before it to `row`; h is an
+own hash for every chunk unless `hash_family` asks for the paper's, which correlates chunks (pss.hashing); the sign g is
+drawn per block, from a second hash g(t, i, j) of the same family: one independent sign per hashed unit is what makes
+the inner products of colliding units unbiased (Weinberger et al. 2009, "Feature Hashing", section 2).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from configs.schema import Section
+from pss.chunks import read_chunks
+from pss.collection import ParameterSharedEmbeddingBagCollection
+from pss.hashing import HashConstants, build_hash, locate, mix64
+
+placement: Literal["replicate", "shard"] = "replicate"
+
+
+class Options(Section):
+    """Keys of [embedding.robe]."""
+
+    block_size: int = Field(8, ge=1)
+    """Z, the consecutive elements of M that a block reads: 1 is HashedNet; longer blocks are faster up to about 16,
+    and at Z = embedding_dim quality drops at high compression."""
+    hash_family: Literal["independent", "affine"] = "independent"
+    """independent = an own hash for every table and chunk; affine = the ROBE paper's, whose chunks are correlated."""
+    signed: bool = False
+    """Multiply every block by a hashed sign; measured to change nothing but noise."""
+
+
+class RobeGroup(NamedTuple):
+    """What the lookup of one group of features needs: see `robe_rows`."""
+
+    embedding_dim: int
+    block_size: int
+    slots: int  # locations are in [0, slots)
+    location: HashConstants
+    signs: list[HashConstants]  # one, or none if not signed
+
+
+class RobeEmbeddingBagCollection(ParameterSharedEmbeddingBagCollection):
+    """A drop-in for TorchRec's `EmbeddingBagCollection` whose tables share the one parameter `memory` (|M|,) fp32.
+
+    `memory` starts uniform in ± init_scale from a CPU generator seeded with `seed`: the same bits on every rank,
+    device and process, whatever the global random state, which is left alone. The hash is made of Python integers that
+    follow from `seed`; there are no buffers. The state dict holds `memory` and, under `_extra_state`, the options and
+    the tables; loading one whose options or tables differ raises ValueError and names the differences.
+
+    Args:
+        tables, is_weighted: as for `EmbeddingBagCollection`; see the base class for the choices it leaves.
+        device: of `memory`; None is torch's default device.
+        compression: asked parameters of the full tables / |M|, at least 1. |M| = max(⌊full / compression⌋, block_size):
+            the compression obtained (`compression`) is no lower, except where one block is all there is.
+        memory_size: |M|, overrides compression; at least block_size.
+        block_size: Z, at least 1.
+        hash_family: "independent" or "affine", see pss.hashing.
+        signed: multiply each block by a hashed sign.
+        seed: of the hash and of the initial memory.
+        init_scale: at least 0.
+
+    Raises ValueError naming the argument for values out of these ranges, and for more slots than the hash can reach.
+    """
+
+    _plan: list[RobeGroup]
+
+    def __init__(
+        self,
+        tables: list[EmbeddingBagConfig],
+        is_weighted: bool = False,
+        device: torch.device | None = None,
+        *,
+        compression: float = 1000.0,
+        memory_size: int | None = None,
+        block_size: int = 8,
+        hash_family: str = "independent",
+        signed: bool = False,
+        seed: int = 0,
+        init_scale: float = 0.01,
+    ) -> None:
+        super().__init__(tables, is_weighted)
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {block_size}")
+        if not init_scale >= 0:
+            raise ValueError(f"init_scale must be at least 0, not {init_scale}")
+        if memory_size is None:
+            memory_size = max(self.parameter_budget(compression), block_size)
+        if memory_size < block_size:
+            raise ValueError(f"memory_size must be at least block_size = {block_size}, not {memory_size}")
+        self.memory_size, self.block_size, self.signed = memory_size, block_size, signed
+        self.seed, self.init_scale = seed, init_scale
+        self.slots = memory_size - block_size + 1
+        self.location_hash = build_hash(hash_family, seed)
+        self.sign_hash = build_hash(hash_family, mix64(seed + 1))
+        self.location_hash.check_slots(self.slots)
+        self._plan = [self._group_plan(group) for group in range(len(self._groups))]
+        self.memory = nn.Parameter(torch.empty(memory_size, dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def _group_plan(self, group: int) -> RobeGroup:
+        tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
+        chunks = -(-dim // self.block_size)
+        signs = [self.sign_hash.constants(tables, chunks)] if self.signed else []
+        return RobeGroup(dim, self.block_size, self.slots, self.location_hash.constants(tables, chunks), signs)
+
+    def reset_parameters(self) -> None:
+        """memory = U(-init_scale, init_scale), the same for the same seed; nothing on the meta device."""
+        if self.memory.device.type == "meta":
+            return
+        generator = torch.Generator("cpu").manual_seed(mix64(self.seed) >> 1)
+        drawn = torch.empty(self.memory_size, dtype=torch.float32, device="cpu")
+        drawn.uniform_(-self.init_scale, self.init_scale, generator=generator)
+        with torch.no_grad():
+            self.memory.copy_(drawn)
+
+    def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
+        return robe_rows(self.memory, ids, feature, self._plan[group])
+
+    def _options(self) -> dict[str, int | str | bool]:
+        return {
+            "memory_size": self.memory_size,
+            "block_size": self.block_size,
+            "hash_family": self.location_hash.name,
+            "signed": self.signed,
+            "seed": self.seed,
+        }
+
+    def extra_repr(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items())
+        return f"{len(self.embedding_bag_configs())} tables, {options}, compression={self.compression:.1f}"
+
+
+@torch.fx.wrap
+def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup) -> Tensor:
+    """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
+
+    memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
+    group. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids are not validated.
+    """
+    if plan.block_size > plan.embedding_dim:
+        return _flattened_rows(memory, ids, feature, plan)
+    locations = locate(ids, feature, plan.location, plan.slots)
+    chunks = read_chunks(memory, locations, plan.block_size)
+    for constants in plan.signs:
+        chunks = chunks * _signs(ids, feature, constants).unsqueeze(-1)
+    rows = chunks.flatten(-2)
+    return rows if rows.size(-1) == plan.embedding_dim else rows.narrow(-1, 0, plan.embedding_dim)
+
+
+def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup) -> Tensor:
+    """`robe_rows` where Z > d: a row lies in one block of the flattened table or across two.
+
+    row·d may exceed 63 bits; with row = a·Z + b it starts in block a·d + (b·d) // Z, at offset (b·d) % Z.
+    """
+    a = torch.div(ids, plan.block_size, rounding_mode="floor")
+    start = (ids - a * plan.block_size) * plan.embedding_dim
+    first = a * plan.embedding_dim + torch.div(start, plan.block_size, rounding_mode="floor")
+    columns = torch.arange(plan.embedding_dim, device=ids.device)
+    offset = (start % plan.block_size).unsqueeze(-1) + columns  # (..., d), in [0, 2Z) from the first block's start
+    in_first = offset < plan.block_size
+    here = locate(first, feature, plan.location, plan.slots)
+    there = locate(first + 1, feature, plan.location, plan.slots) - plan.block_size
+    elements = read_chunks(memory, torch.where(in_first, here, there) + offset, 1).squeeze(-1)
+    for constants in plan.signs:
+        signs = torch.where(in_first, _signs(first, feature, constants), _signs(first + 1, feature, constants))
+        elements = elements * signs
+    return elements
+
+
+def _signs(blocks: Tensor, feature: Tensor, constants: HashConstants) -> Tensor:
+    """±1 int64 (..., chunks) for blocks (...)."""
+    return 1 - 2 * locate(blocks, feature, constants, 2)
+
+
+def build(
+    tables: list[EmbeddingBagConfig],
+    *,
+    compression: float,
+    options: Options,
+    init_scale: float,
+    seed: int,
+    device: torch.device,
+    is_weighted: bool = False,
+) -> RobeEmbeddingBagCollection:
+    """The module for one [embedding] section of a config."""
+    return RobeEmbeddingBagCollection(
+        tables,
+        is_weighted=is_weighted,
+        device=device,
+        compression=compression,
+        block_size=options.block_size,
+        hash_family=options.hash_family,
+        signed=options.signed,
+        seed=seed,
+        init_scale=init_scale,
+    )
+
+
+def cell(module: RobeEmbeddingBagCollection, table: int, row: int, col: int) -> float:
+    """E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
+
+    Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
+    """
+    config = module.embedding_bag_configs()[table]
+    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
+        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    block_size = module.block_size
+    if block_size <= config.embedding_dim:
+        block, (chunk, offset) = row, divmod(col, block_size)
+    else:
+        (block, offset), chunk = divmod(row * config.embedding_dim + col, block_size), 0
+    location = module.location_hash.location(table, block, chunk, module.slots)
+    sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if module.signed else 1
+    return sign * module.memory[location + offset].item()
