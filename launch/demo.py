@@ -38,6 +38,7 @@ def main() -> None:
     except (ConfigError, JobFailed) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     from launch import compare
 

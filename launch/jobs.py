@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torchx.runner import Runner, get_runner
+from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDef, AppState, AppStatus
 
 from configs.schema import RunConfig
@@ -73,11 +74,11 @@ def _run(runner: Runner, job: Job, progress: Progress, task: TaskID) -> None:
         while not (status := _status(runner, handle)).is_terminal():
             time.sleep(POLL_S)
             _show(job, progress, task, started)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SignalException):  # the latter is what torchx's own signal handler raises
         runner.cancel(handle)
         while not _status(runner, handle).is_terminal():
             time.sleep(POLL_S)
-        raise
+        raise KeyboardInterrupt from None
     _show(job, progress, task, started)
     if status.state != AppState.SUCCEEDED:
         state = status.state.name.lower()

@@ -67,6 +67,11 @@ class Recorder:
         if self.enabled:
             self.run_dir.write_summary(summary)
 
+    def keep_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes how far a run came that is about to end, unless another rank has already said why it ends."""
+        if self.enabled and self.run_dir.read_summary()["status"] == "running":
+            self.run_dir.write_summary(summary)
+
     def write_hparams(self, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The run's row of TensorBoard's HPARAMS page. parameters: numbers, strings or booleans by dotted key."""
         if self._writer:

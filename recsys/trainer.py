@@ -102,6 +102,16 @@ class Trainer:
 
     def run(self) -> str:
         self._resume()
+        try:
+            reason = self._train()
+        except BaseException:
+            self.recorder.keep_summary(self.summary("running", None))
+            raise
+        self.recorder.write_summary(self.summary("finished", reason))
+        self.recorder.write_hparams(*self._hparams())
+        return reason
+
+    def _train(self) -> str:
         reason = self._stop_reason(evaluated=True)
         batches = self.batches.from_step(self.progress.step)
         losses: list[torch.Tensor] = []
@@ -126,8 +136,6 @@ class Trainer:
             self._record_training(losses)
         if not self.progress.evaluations or self.progress.evaluations[-1]["step"] != self.progress.step:
             self._evaluate(running=False)
-        self.recorder.write_summary(self.summary("finished", reason))
-        self.recorder.write_hparams(*self._hparams())
         return reason
 
     def _timed_step(self, batches: Iterator[Batch]) -> torch.Tensor:

@@ -1,8 +1,11 @@
 """The demo on 2,000 rows, generated and read back from a TSV: three runs, a table, a page."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,26 @@ def test_a_failing_run_shows_its_first_error_and_where_the_logs_are(tmp_path):
     assert str(broken) in done.stderr
     assert "logs: " in done.stderr
     assert not (tmp_path / "runs" / "demo_robe").exists()
+
+
+def test_interrupting_ends_the_job_and_leaves_a_valid_run(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.demo", "--runs", str(tmp_path), *SMALL, "training.epochs=10000"], cwd=ROOT,
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    run_dir = RunDir(tmp_path / RUNS[0])
+    deadline = time.time() + 90
+    while not list(run_dir.records()):
+        assert time.time() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "interrupted")
+    summary = run_dir.read_summary()
+    assert summary["status"] == "interrupted"
+    assert summary["steps"] >= 20
+    assert not (tmp_path / RUNS[1]).exists()
 
 
 def test_a_mistake_in_an_override_starts_nothing(tmp_path):
