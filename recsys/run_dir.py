@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,9 @@ class RunDir:
 
 
 def describe_environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Commit, versions, hardware, threads and command of this process."""
+    """When and from what this process was started: commit, versions, hardware, threads and command."""
     return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),

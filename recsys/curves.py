@@ -1,0 +1,128 @@
+"""A metric over training: where a curve reaches a target, the mean of several, and which of two is ahead when."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value of a metric and where in training it was measured."""
+
+    time_s: float
+    samples: float
+    epoch: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in training."""
+
+    time_s: float
+    samples: float
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where the target was reached: at an evaluation, and on the straight line from the evaluation before, if any.
+
+    runs: how many of the setup's runs reached it. The positions are means over runs, None unless all did.
+    """
+
+    runs: int
+    observed: Position | None
+    interpolated: Position | None
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Whether a setup's AUC is above the baseline's at first, at equal training time, and when that turns.
+
+    start_s and end_s: the time in which both were measured.
+    """
+
+    start_s: float
+    end_s: float
+    ahead_at_first: bool
+    changes_s: tuple[float, ...]
+
+
+def find_arrival(curves: Sequence[Sequence[Point]], auc: float) -> Arrival | None:
+    """Where the AUC curves of a setup's runs first reach `auc`; None when a run was not evaluated at all."""
+    if not all(curves):
+        return None
+    places = [place for curve in curves if (place := _first_reaching(curve, auc)) is not None]
+    if len(places) < len(curves):
+        return Arrival(len(places), None, None)
+    between = [interpolated for _, interpolated in places if interpolated is not None]
+    return Arrival(
+        runs=len(places),
+        observed=_mean_position([observed for observed, _ in places]),
+        interpolated=_mean_position(between) if len(between) == len(places) else None,
+    )
+
+
+def _first_reaching(curve: Sequence[Point], auc: float) -> tuple[Position, Position | None] | None:
+    index = next((i for i, point in enumerate(curve) if point.value >= auc), None)
+    if index is None:
+        return None
+    after = curve[index]
+    observed = Position(after.time_s, after.samples, after.epoch)
+    if index == 0:
+        return observed, None
+    before = curve[index - 1]
+    part = (auc - before.value) / (after.value - before.value)
+    return observed, Position(
+        time_s=before.time_s + part * (after.time_s - before.time_s),
+        samples=before.samples + part * (after.samples - before.samples),
+        epochs=before.epoch + part * (after.epoch - before.epoch),
+    )
+
+
+def _mean_position(positions: Sequence[Position]) -> Position:
+    return Position(
+        fmean(p.time_s for p in positions), fmean(p.samples for p in positions), fmean(p.epochs for p in positions)
+    )
+
+
+def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
+    """The mean of curves at the positions in samples that all of them have."""
+    by_samples = [{point.samples: point for point in curve} for curve in curves]
+    common = sorted(set.intersection(*(set(points) for points in by_samples)))
+    rows = [[points[samples] for points in by_samples] for samples in common]
+    return [
+        Point(fmean(p.time_s for p in row), row[0].samples, fmean(p.epoch for p in row), fmean(p.value for p in row))
+        for row in rows
+    ]
+
+
+def find_lead(curve: Sequence[Point], baseline: Sequence[Point]) -> Lead | None:
+    """Compares curves over training time, straight between points; None where they share no time or never differ."""
+    if not curve or not baseline:
+        return None
+    start, end = max(curve[0].time_s, baseline[0].time_s), min(curve[-1].time_s, baseline[-1].time_s)
+    times = sorted({start, end} | {p.time_s for p in (*curve, *baseline) if start <= p.time_s <= end})
+    if start > end:
+        return None
+    gaps = [(time_s, _value_at(curve, time_s) - _value_at(baseline, time_s)) for time_s in times]
+    gaps = [(time_s, gap) for time_s, gap in gaps if gap]
+    if not gaps:
+        return None
+    changes = [
+        t0 + (t1 - t0) * g0 / (g0 - g1)
+        for (t0, g0), (t1, g1) in pairwise(gaps)
+        if math.copysign(1, g0) != math.copysign(1, g1)
+    ]
+    return Lead(start, end, gaps[0][1] > 0, tuple(changes))
+
+
+def _value_at(curve: Sequence[Point], time_s: float) -> float:
+    for before, after in pairwise(curve):
+        if before.time_s <= time_s <= after.time_s and after.time_s > before.time_s:
+            part = (time_s - before.time_s) / (after.time_s - before.time_s)
+            return before.value + part * (after.value - before.value)
+    return min(curve, key=lambda point: abs(point.time_s - time_s)).value

@@ -1,0 +1,147 @@
+"""The command: what it prints in each form, where the page goes, and its exit status."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.compare import main
+from tests.recsys.fake_runs import write_demo, write_run
+
+FIGURES = {
+    "test_auc", "test_log_loss", "test_ne", "test_calibration", "target_split_auc", "best_epoch", "embedding_bytes",
+    "embedding_optimizer_bytes", "step_ms_p50", "step_ms_p95", "data_ms_p50", "data_ms_p95", "samples_per_s",
+    "train_time_s", "epochs", "samples", "peak_memory_gib", "target",
+}  # fmt: skip
+
+
+@pytest.fixture
+def demo(tmp_path):
+    return [str(path) for path in write_demo(tmp_path / "runs")]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refuse(capsys, *arguments):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_table_and_page(demo, capsys, tmp_path):
+    main(demo)
+    printed = capsys.readouterr().out
+    for piece in (
+        "demo_sharded",
+        "demo_robe_single",
+        "54.0 M",
+        "112 MiB",
+        "not reached",
+        "relative time A × B",
+        "Target:",
+    ):
+        assert piece in printed
+    assert "Differs: embedding.method" in printed
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_output_in_a_directory_yet_to_be_made(demo, tmp_path):
+    main([*demo, "--output", str(tmp_path / "new" / "page.html")])
+    assert (tmp_path / "new" / "page.html").stat().st_size > 4_000_000
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_json_is_complete_and_alone_on_stdout(demo, capsys, tmp_path):
+    main([*demo, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {
+        "version", "baseline", "target", "best_possible", "setups", "runs", "varied", "differences", "caveats"
+    }  # fmt: skip
+    assert found["baseline"] == "demo_sharded"
+    assert set(found["target"]) == {"auc", "split", "rule"}
+    assert found["best_possible"] == {"auc": 0.8041, "log_loss": 0.4389, "base_rate": 0.2531}
+    for setup in found["setups"]:
+        assert set(setup["figures"]) == FIGURES
+        assert set(setup["ratios"]) == {"step_time", "embedding_bytes", "time_to_target", "relative_time"}
+        assert {"label", "method", "placement", "sharding", "seeds", "status", "parameters", "compression"} <= set(
+            setup
+        )
+    assert set(found["setups"][1]["figures"]["test_auc"]) == {"mean", "plus_minus", "source", "n"}
+    assert found["setups"][1]["ratios"]["step_time"] == pytest.approx(6.6 / 9.3)
+    assert found["setups"][1]["figures"]["target"] == {"runs": 0, "observed": None, "interpolated": None}
+    assert {run["label"] for run in found["runs"]} == {"demo_sharded", "demo_robe", "demo_robe_single"}
+    assert all(len(run["commit"]) == 40 for run in found["runs"])
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_json_of_a_run_without_evaluations(tmp_path, capsys):
+    run = write_run(tmp_path, "fresh", step_ms=None, evaluations=[], summary={"status": "running"})
+    main([str(run), "--json"])
+    (setup,) = json.loads(capsys.readouterr().out)["setups"]
+    assert (setup["status"], setup["figures"]["test_auc"], setup["figures"]["target"]) == (["running"], None, None)
+
+
+def test_markdown(demo, capsys):
+    main([*demo, "--markdown"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("|  | demo_sharded | demo_robe | demo_robe_single |\n| --- | ---: |")
+    assert "\n- Target: validation AUC" in printed
+
+
+def test_target_auc(demo, capsys):
+    main([*demo, "--json", "--target-auc", "0.74"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["target"] == {"auc": 0.74, "split": "validation", "rule": "given on the command line"}
+    assert all(setup["figures"]["target"]["observed"] for setup in found["setups"])
+
+
+@pytest.mark.parametrize("value", ["0.4", "1", "76", "high", "nan"])
+def test_an_impossible_target_is_refused(demo, capsys, value):
+    assert "--target-auc" in refuse(capsys, *demo, "--target-auc", value)
+
+
+def test_unlike_runs_are_refused_unless_allowed(demo, capsys, tmp_path):
+    other = str(write_run(tmp_path, "other", config={"training.epochs": 3.0, "evaluation.patience": 1}))
+    said = refuse(capsys, *demo, other)
+    assert "training.epochs: 2.0 (demo_sharded, demo_robe, demo_robe_single), 3.0 (other)" in said
+    assert "evaluation.patience: 0 (demo_sharded, demo_robe, demo_robe_single), 1 (other)" in said
+    assert "--allow-differences" in said
+    assert not Path("report.html").exists()
+    main([*demo, other, "--allow-differences"])
+    printed = capsys.readouterr().out
+    assert printed.lstrip().startswith("Not a fair comparison")
+    assert "runs differ in training.epochs" in printed
+
+
+def test_bad_paths_are_named(demo, capsys, tmp_path):
+    assert "nowhere does not exist" in refuse(capsys, *demo, "nowhere")
+    assert "given twice" in refuse(capsys, demo[0], demo[0])
+    (tmp_path / "runs" / "demo_robe" / "summary.json").write_text("{")
+    assert f"{demo[1]}/summary.json is corrupt" in refuse(capsys, *demo)
+    assert "required: runs/<name>" in refuse(capsys)
+
+
+def test_a_page_that_cannot_be_written_is_an_error(demo, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refuse(capsys, *demo, "--output", str(tmp_path / "file" / "report.html"))
+
+
+def test_unfinished_runs_are_shown_with_their_state(demo, capsys, tmp_path):
+    cut = write_run(tmp_path, "cut", compression=10.0, summary={"status": "interrupted", "stop_reason": "interrupted"})
+    main([*demo, str(cut)])
+    printed = capsys.readouterr().out
+    assert "interrupted" in printed
+    assert "cut is not finished but interrupted" in printed
+
+
+def test_help_teaches_with_examples(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.count("python -m launch.compare") >= 4
+    assert "--allow-differences" in printed

@@ -1,0 +1,239 @@
+"""Run directories as training leaves them, with plausible curves or with evaluations given point by point."""
+
+import copy
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+FULL_PARAMETERS = 54_002_864
+TRAIN_ROWS, BATCH = 400_000, 512
+BEST = {"auc": 0.8041, "log_loss": 0.4389, "base_rate": 0.2531}
+
+CONFIG: dict[str, Any] = {
+    "run": {"seed": 0, "dir": "runs", "device": "auto", "overwrite": True},
+    "data": {"dataset": "synthetic", "cache_dir": ".cache", "synthetic": {"scale": 0.1, "train_rows": TRAIN_ROWS}},
+    "model": {"architecture": "dlrm", "embedding_dim": 16, "dlrm": {"bottom_mlp": [64], "top_mlp": [64, 32]}},
+    "embedding": {"method": "robe", "compression": 1.0, "init_scale": 0.01},
+    "parallelism": {"world_size": 1, "threads_per_rank": 1, "sharding": "planner", "timeout_s": 300},
+    "optimizer": {"dense": "adagrad", "dense_learning_rate": 0.05, "embedding": "sgd", "embedding_learning_rate": 3.0},
+    "training": {"global_batch_size": BATCH, "epochs": 2.0, "stop_at_target": False},
+    "evaluation": {"every_epochs": 0.25, "global_batch_size": 16384, "patience": 0},
+    "logging": {"every_steps": 20, "tensorboard": True},
+}
+
+ENVIRONMENT: dict[str, Any] = {
+    "commit": "5f0c7d0f4d9be0a1c2b3a4958677ffee00112233",
+    "uncommitted_changes": False,
+    "python": "3.11.9",
+    "packages": {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0", "numpy": "2.3.1"},
+    "platform": "Linux-6.1-x86_64",
+    "cpu": "Xeon Gold 6230 @ 2.10GHz",
+    "cpu_cores": 2,
+    "device": "cpu",
+    "omp_wait_policy": "PASSIVE",
+    "command": ["train.py", "configs/demo_robe.toml", "run.dir=runs/demo"],
+}
+
+Evaluation = tuple[float, int, float, float]
+"""time_s, samples, epoch, validation AUC"""
+
+
+def lay(table: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Sets {"training.epochs": 3} and the like in nested tables."""
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        inner = table
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+
+
+def plausible_evaluations(step_ms: float, final_auc: float, slowness: float, seed: int) -> list[Evaluation]:
+    """Two epochs, every quarter; the AUC rises exponentially to final_auc, the slower the larger slowness."""
+    noise, per_epoch = random.Random(seed), TRAIN_ROWS // BATCH
+    found = []
+    for quarter in range(1, 9):
+        steps, epoch = per_epoch * quarter // 4, quarter / 4
+        auc = final_auc - 0.09 * math.exp(-epoch * 2.4 / slowness) + noise.gauss(0, 0.0008)
+        found.append((steps * (step_ms + 0.6) / 1000, steps * BATCH, epoch, auc))
+    return found
+
+
+def quality(split: str, auc: float) -> dict[str, float]:
+    loss = 0.4389 + 1.15 * (0.8041 - auc)
+    shift = 0.0012 if split == "test" else 0.0
+    found = {"auc": auc - shift, "auc_se": 0.0021, "log_loss": loss + shift, "ne": (loss + shift) / 0.5652}
+    return {f"{split}_{name}": value for name, value in (found | {"calibration": 1.01}).items()}
+
+
+def write_run(
+    root: Path,
+    name: str,
+    *,
+    method: str = "robe",
+    compression: float = 1.0,
+    seed: int = 0,
+    ranks: int = 2,
+    threads: int = 1,
+    step_ms: float | None = 10.0,
+    evaluations: Sequence[Evaluation] | None = None,
+    final_auc: float = 0.766,
+    slowness: float = 1.0,
+    optimizer_bytes: int = 0,
+    config: dict[str, Any] | None = None,
+    summary: dict[str, Any] | None = None,
+    environment: dict[str, Any] | None = None,
+) -> Path:
+    """config, summary and environment: dotted keys laid over what is written otherwise. Returns the directory."""
+    if evaluations is None:
+        evaluations = plausible_evaluations(step_ms or 10.0, final_auc, slowness, seed)
+    tables = copy.deepcopy(CONFIG)
+    lay(tables, {"run.name": name, "run.seed": seed, "embedding.method": method, "embedding.compression": compression})
+    lay(tables, {"parallelism.world_size": ranks, "parallelism.threads_per_rank": threads} | (config or {}))
+    facts = _facts(tables, optimizer_bytes) | _measured(step_ms, evaluations)
+    lay(facts, summary or {})
+    surroundings = copy.deepcopy(ENVIRONMENT) | {"world_size": ranks, "threads_per_rank": threads}
+    lay(surroundings, environment or {})
+    path = root / name.replace("/", "_")
+    path.mkdir(parents=True)
+    (path / "config.toml").write_text(tomli_w.dumps(tables))
+    (path / "summary.json").write_text(json.dumps(facts, indent=2))
+    (path / "environment.json").write_text(json.dumps(surroundings, indent=2))
+    (path / "plan.txt").write_text(
+        "Placement of the embeddings\n table  sharding  kernel  rank 0 bytes\n C1  <table_wise>  fused  1,024\n"
+    )
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _records(step_ms, evaluations, seed)))
+    return path
+
+
+def _facts(config: dict[str, Any], optimizer_bytes: int) -> dict[str, Any]:
+    method, compression = config["embedding"]["method"], config["embedding"]["compression"]
+    ranks, sharded = config["parallelism"]["world_size"], method == "sharded"
+    stored = int(FULL_PARAMETERS / compression)
+    held = [4 * stored] * ranks
+    if sharded:
+        held = [4 * stored * (5 + rank) // (5 * ranks + sum(range(ranks))) for rank in range(ranks)]
+    return {
+        "name": config["run"]["name"],
+        "status": "finished",
+        "stop_reason": "epochs",
+        "architecture": config["model"]["architecture"],
+        "method": method,
+        "placement": "shard" if sharded else "replicate",
+        "sharding": config["parallelism"]["sharding"] if sharded else None,
+        "dataset": config["data"]["dataset"],
+        "data_fingerprint": "8c1f0a77d2e94b10",
+        "seed": config["run"]["seed"],
+        "device": "cpu",
+        "world_size": ranks,
+        "threads_per_rank": config["parallelism"]["threads_per_rank"],
+        "global_batch_size": config["training"]["global_batch_size"],
+        "parameters": {"dense": 36_129, "embedding": stored, "embedding_full": FULL_PARAMETERS},
+        "compression": {"asked": compression, "obtained": FULL_PARAMETERS / stored},
+        "bytes_per_rank": {"embedding": held, "embedding_optimizer": [optimizer_bytes] * ranks, "dense": 144_516},
+        "train_rows": TRAIN_ROWS,
+        "test_rows": 60_000,
+        "selected_on": "validation",
+        "best_possible": dict(BEST),
+    }
+
+
+def _measured(step_ms: float | None, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    every = [
+        {"step": samples // BATCH, "samples": samples, "epoch": epoch, "time_s": time_s}
+        | quality("validation", auc)
+        | quality("test", auc)
+        for time_s, samples, epoch, auc in evaluations
+    ]
+    last = every[-1] if every else None
+    return {
+        "steps": last["step"] if last else 0,
+        "samples": last["samples"] if last else 0,
+        "epochs": last["epoch"] if last else 0.0,
+        "train_time_s": last["time_s"] if last else 0.0,
+        "evaluation_time_s": 2.5,
+        "step_ms": step_ms and {"p50": step_ms, "p95": 1.3 * step_ms, "mean": 1.05 * step_ms},
+        "data_ms": step_ms and {"p50": 0.6, "p95": 0.9, "mean": 0.65},
+        "samples_per_s": last["samples"] / last["time_s"] if last else None,
+        "peak_memory_gib": [1.21, 1.18] if last else None,
+        "best": min(every, key=lambda e: e["validation_log_loss"], default=None),
+        "last": last,
+        "target": None,
+    }
+
+
+def _records(step_ms: float | None, evaluations: Sequence[Evaluation], seed: int) -> list[dict[str, Any]]:
+    noise, records, last_auc = random.Random(seed), [], 0.6
+    for n, (time_s, samples, epoch, auc) in enumerate(evaluations):
+        before = evaluations[n - 1] if n else (0.0, 0, 0.0, 0.0)
+        for part in range(1, 10):
+            share = part / 10
+            at = [a + share * (b - a) for a, b in zip(before[:3], (time_s, samples, epoch), strict=True)]
+            loss = 0.4389 + 1.15 * (0.8041 - (last_auc + share * (auc - last_auc))) + noise.gauss(0, 0.006)
+            records.append(
+                {"step": int(at[1]) // BATCH, "samples": at[1], "epoch": at[2], "time_s": at[0]}
+                | {"quality/train_log_loss": loss, "time/step_ms": step_ms, "speed/samples_per_s": 48_000.0}
+            )
+        shown = quality("validation", auc) | quality("test", auc)
+        records.append(
+            {"step": samples // BATCH, "samples": samples, "epoch": epoch, "time_s": time_s}
+            | {f"quality/{name}": value for name, value in shown.items() if not name.endswith("_se")}
+        )
+        last_auc = auc
+    return records
+
+
+def write_demo(root: Path) -> list[Path]:
+    """The demo's three runs: a sharded baseline, ROBE data-parallel, ROBE in one process."""
+    return [
+        write_run(root, "demo_sharded", method="sharded", step_ms=9.3, final_auc=0.7661),
+        write_run(root, "demo_robe", compression=1000.0, step_ms=6.6, final_auc=0.7598, slowness=1.2),
+        write_run(
+            root,
+            "demo_robe_single",
+            compression=1000.0,
+            step_ms=5.8,
+            final_auc=0.7601,
+            slowness=1.2,
+            ranks=1,
+            threads=2,
+        ),
+    ]
+
+
+def write_sweep(root: Path) -> list[Path]:
+    """Thirty runs: full tables and ten compressed setups at several sizes, some with seeds, Adagrad state, no end."""
+    runs = [write_run(root, f"full_s{s}", method="sharded", seed=s, step_ms=9.3, final_auc=0.766) for s in range(3)]
+    for method, loss, cost in (
+        ("robe", 0.001, 0.7),
+        ("hashing_trick", 0.006, 0.62),
+        ("quotient_remainder", 0.004, 0.8),
+    ):
+        for power in range(1, 6):
+            for seed in range(3 if method == "robe" else 1):
+                made = write_run(
+                    root,
+                    f"{method}_{10**power}x_s{seed}",
+                    method=method,
+                    compression=float(10**power),
+                    seed=seed,
+                    step_ms=9.3 * (cost - 0.05 * power) * (1 + 0.02 * seed),
+                    final_auc=0.766 - loss * max(0, power - 1.5),
+                    slowness=1 + 0.25 * power,
+                    optimizer_bytes=4 * int(FULL_PARAMETERS / 10**power) if method == "robe" else 0,
+                )
+                runs.append(made)
+    runs.append(
+        write_run(
+            root, "tt_rec_112x", method="tt_rec", compression=112.0, step_ms=17.0, summary={"status": "interrupted"}
+        )
+    )
+    runs.append(
+        write_run(root, "starting", compression=50.0, step_ms=None, evaluations=[], summary={"status": "running"})
+    )
+    return runs
