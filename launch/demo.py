@@ -1,7 +1,8 @@
 """The comparison in one command: a sharded DLRM against ROBE data-parallel and ROBE in one process.
 
 Three jobs of the same model, data, batch and threads, run one after the other through torchx on this machine, then
-the table, the report page and where TensorBoard finds them. Without --data the rows are generated.
+the table, the report page and where TensorBoard finds them. Without --data the rows are generated (configs/demo*.toml);
+with it they are a sample of real ones (configs/criteo_sample*.toml).
 """
 
 import argparse
@@ -13,7 +14,7 @@ from launch.components import baseline, compressed
 from launch.jobs import Job, JobFailed, run_jobs
 from recsys.registry import CHOICES
 
-CONFIGS = {"demo_sharded": baseline, "demo_robe": compressed, "demo_robe_single": compressed}
+COMPONENTS = {"sharded": baseline, "robe": compressed, "robe_single": compressed}
 
 
 def main() -> None:
@@ -30,10 +31,11 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = [f"run.dir={arguments.runs}", f"run.device={arguments.device}", "run.overwrite=true"]
     if arguments.data:
-        overrides += ["data.dataset=criteo", f"data.criteo.path={Path(arguments.data).resolve()}"]
+        overrides += [f"data.criteo.path={Path(arguments.data).resolve()}"]
     overrides += arguments.overrides
+    family = "criteo_sample" if arguments.data else "demo"
     try:
-        jobs = [_job(name, component, overrides) for name, component in CONFIGS.items()]
+        jobs = [_job(f"{family}_{name}", component, overrides) for name, component in COMPONENTS.items()]
         runs = run_jobs(jobs)
     except (ConfigError, JobFailed) as error:
         sys.exit(f"error: {error}")

@@ -226,7 +226,7 @@ def find_differences(runs: Sequence[Run], facts: Callable[[Run], Mapping[str, An
     tables = [facts(run) for run in runs]
     differences = []
     for key in dict.fromkeys(key for table in tables for key in table):
-        labels: dict[str, list[str]] = {}
+        labels: dict[str, dict[str, None]] = {}  # ordered, each label once: a setup of several runs has one
         values: dict[str, Any] = {}
         for run, table in zip(runs, tables, strict=True):
             value = table.get(key)
@@ -235,7 +235,9 @@ def find_differences(runs: Sequence[Run], facts: Callable[[Run], Mapping[str, An
             values.setdefault(identity, value)
             labels.setdefault(identity, []).append(run.label)
         if len(labels) > 1:
-            differences.append(Difference(key, tuple((values[i], tuple(names)) for i, names in labels.items())))
+            differences.append(
+                Difference(key, tuple((values[i], tuple(dict.fromkeys(names))) for i, names in labels.items()))
+            )
     return differences
 
 

@@ -4,6 +4,7 @@ Runs that differ in nothing but their seed form one setup. Relative time is the 
 target times time per iteration, over the same product for the full model.
 """
 
+import dataclasses
 import itertools
 import json
 import re
@@ -161,11 +162,12 @@ def compare(
         )
         for label, group, found, curve in zip(_label_groups(groups), groups, figures, curves, strict=True)
     ]
+    by_setup = [dataclasses.replace(run, label=setup.label) for setup in setups for run in setup.runs]
     return Comparison(
         setups=tuple(setups),
         target=target,
         differences=tuple(find_differences(runs, shared_facts)),
-        varied=tuple(find_differences(runs, free_facts)),
+        varied=tuple(find_differences(by_setup, free_facts)),
         caveats=tuple(find_caveats(runs)),
     )
 
@@ -212,7 +214,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _label_groups(groups: Sequence[Sequence[Run]]) -> list[str]:
     """What the names of a group's runs have in common, or the first of them where two groups would be called alike."""
-    labels = [_common_name([run.label for run in group]) for group in groups]
+    labels = [_common_name([run.summary.name for run in group]) for group in groups]
     return [label if labels.count(label) == 1 else group[0].label for label, group in zip(labels, groups, strict=True)]
 
 

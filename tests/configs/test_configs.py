@@ -43,7 +43,7 @@ def test_it_shares_all_but_embedding_and_parallelism_with_its_base(path):
 
 
 def test_rivals_use_the_same_threads_in_all():
-    for family in ("demo", "criteo_kaggle", "criteo_tb"):
+    for family in ("demo", "criteo_sample", "criteo_kaggle", "criteo_tb"):
         rivals = [load_config(p, [], CHOICES).parallelism for p in CONFIGS if base_of(p) == f"{family}.toml"]
         assert len(rivals) >= 2
         assert len({p.world_size * p.threads_per_rank for p in rivals}) == 1, family

@@ -53,11 +53,11 @@ def test_a_failing_run_shows_its_first_error_and_where_the_logs_are(tmp_path):
     broken.write_text("0\t1\n" * 100)
     done = demo("--runs", tmp_path / "runs", "--data", broken)
     assert done.returncode == 1
-    assert "error: demo_sharded failed" in done.stderr
+    assert "error: criteo_sample_sharded failed" in done.stderr
     assert "malformed" in done.stderr
     assert str(broken) in done.stderr
     assert "logs: " in done.stderr
-    assert not (tmp_path / "runs" / "demo_robe").exists()
+    assert not (tmp_path / "runs" / "criteo_sample_robe").exists()
 
 
 def test_interrupting_ends_the_job_and_leaves_a_valid_run(tmp_path):
@@ -99,5 +99,5 @@ def test_generated_rows_written_as_tsv_train_the_same_way(tmp_path):
     dataset.write_tsv(path, "train")
     done = demo("--runs", tmp_path / "runs", "--data", path, "training.global_batch_size=100", "training.epochs=1")
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "runs" / "demo_robe" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "runs" / "criteo_sample_robe" / "summary.json").read_text())
     assert summary["train_rows"] + summary["test_rows"] + 100 == 2000

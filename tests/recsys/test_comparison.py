@@ -94,6 +94,16 @@ class TestFigures:
         assert auc.plus_minus == pytest.approx(0.0152753, abs=1e-7)  # sqrt((.01333² + .00333² + .01667²) / 2)
         assert setup.figures.step_ms_p50.mean == pytest.approx(11.0)
 
+    def test_runs_of_one_name_in_several_directories_are_one_setup_of_that_name(self, tmp_path):
+        places = [tmp_path / str(seed) for seed in range(2)]
+        for seed, place in enumerate(places):
+            write_run(place, "full", method="sharded", seed=seed)
+            write_run(place, "robe", seed=seed)
+        found = compare([place / name for place in places for name in ("full", "robe")])
+        assert [(setup.label, len(setup.runs)) for setup in found.setups] == [("full", 2), ("robe", 2)]
+        method = next(d for d in found.varied if d.key == "embedding.method")
+        assert [labels for _, labels in method.values] == [("full",), ("robe",)]
+
     def test_one_seed_has_the_sampling_error_it_was_recorded_with(self, tmp_path):
         (setup,) = compare([write_run(tmp_path, "robe", summary={"best.test_auc": 0.75})]).setups
         auc = setup.figures.test_auc
