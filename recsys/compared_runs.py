@@ -233,11 +233,9 @@ def find_differences(runs: Sequence[Run], facts: Callable[[Run], Mapping[str, An
             # 1 and 1.0 are one value, 1 and True are not.
             identity = f"{value:.17g}" if type(value) in (int, float) else repr(value)
             values.setdefault(identity, value)
-            labels.setdefault(identity, []).append(run.label)
+            labels.setdefault(identity, {})[run.label] = None
         if len(labels) > 1:
-            differences.append(
-                Difference(key, tuple((values[i], tuple(dict.fromkeys(names))) for i, names in labels.items()))
-            )
+            differences.append(Difference(key, tuple((values[i], tuple(names)) for i, names in labels.items())))
     return differences
 
 

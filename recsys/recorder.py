@@ -3,7 +3,6 @@
 Only rank 0 records; the others hold a recorder that does nothing, so the trainer has no branch on rank.
 """
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +28,9 @@ class Recorder:
             self.run_dir.keep_records_until(step)
         if self._tensorboard:
             if step == 0:
-                shutil.rmtree(self.run_dir.tensorboard, ignore_errors=True)
-            self._writer = SummaryWriter(str(self.run_dir.tensorboard), purge_step=step + 1)
+                for events in self.run_dir.path.glob("events.out.*"):
+                    events.unlink()
+            self._writer = SummaryWriter(str(self.run_dir.path), purge_step=step + 1)
         console = Console(stderr=True)
         if self.enabled and console.is_terminal:
             self._progress = Progress(

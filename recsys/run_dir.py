@@ -6,7 +6,7 @@
       plan.txt           where each embedding table lives
       metrics.jsonl      one record a line: step, samples, epoch, time_s and metrics by their names
       summary.json       the run in one object; rewritten at every evaluation, so a killed run has a valid one
-      tensorboard/       the same records as events
+      events.out.*       the same records for TensorBoard
       checkpoints/       step_<n>/
 
 Small files are written to a temporary name and renamed: a reader never sees half of one.
@@ -49,10 +49,6 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
 
     def exists(self) -> bool:
         return (self.path / "summary.json").exists()

@@ -5,7 +5,6 @@ is the wall clock from the first step on with evaluation and checkpoints taken o
 values that all ranks share, so ranks always leave the loop together.
 """
 
-import json
 import math
 import resource
 from collections.abc import Iterator
@@ -278,13 +277,18 @@ class Trainer:
         }  # fmt: skip
 
     def _hparams(self) -> tuple[dict[str, Any], dict[str, float]]:
-        facts = {k: v for k, v in self.facts.items() if isinstance(v, str | int | float)}
-        best = self._best()
+        """What sets this run apart, and its best figures, for TensorBoard's table of runs."""
+        best, step_ms = self._best(), self.step_times.summary()
         assert best is not None
-        speed = self.step_times.summary() or {}
-        metrics = {f"hparam/{name}": best[name] for name in ("test_auc", "test_log_loss") if name in best}
-        metrics |= {f"hparam/step_ms_{name}": value for name, value in speed.items()}
-        return json.loads(json.dumps(facts)), metrics
+        optimizer = self.config.optimizer
+        parameters = {
+            "compression": self.config.embedding.compression,
+            "embedding_learning_rate": optimizer.embedding_learning_rate,
+            "dense_learning_rate": optimizer.dense_learning_rate,
+            **{name: self.facts[name] for name in ("method", "placement", "world_size", "global_batch_size", "seed")},
+        }
+        metrics = {f"best/{name}": best[name] for name in ("test_auc", "test_log_loss")}
+        return parameters, metrics | ({"best/step_p50_ms": step_ms["p50"]} if step_ms else {})
 
 
 def peak_gib(device: torch.device) -> float:

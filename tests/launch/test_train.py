@@ -168,5 +168,5 @@ def test_a_run_leaves_everything_a_comparison_needs(tmp_path):
     assert environment["threads_per_rank"] == 1
     assert run_dir.read_config()["training"]["target_auc"] == 0.51
     assert "rank 1 bytes" in run_dir.read_plan()
-    assert list(run_dir.tensorboard.glob("events*"))
+    assert list(run_dir.path.glob("events.out.*"))
     assert json.loads((run_dir.path / "summary.json").read_text()) == summary
