@@ -61,11 +61,16 @@ def test_an_epoch_is_a_permutation_read_in_any_pieces(window, epoch):
 
 
 def test_rows_stay_in_their_window_and_windows_move():
-    order = RowOrder(40, 8, seed=2).rows(0, 0, 40)
-    windows = order.reshape(5, 8) // 8
-    assert (windows == windows[:, :1]).all()
-    assert windows[:, 0].tolist() != sorted(windows[:, 0].tolist())
-    assert any(order.reshape(5, 8)[i].tolist() != sorted(order.reshape(5, 8)[i].tolist()) for i in range(5))
+    order = RowOrder(160, 16, seed=2)
+    windows = order.rows(0, 0, 160).reshape(10, 16)
+    assert (windows // 16 == windows[:, :1] // 16).all()
+    places, inner = windows[:, 0] // 16, windows % 16
+    assert places.tolist() != list(range(10))
+    assert len({tuple(row) for row in inner.tolist()}) == 10, "every window has an order of its own"
+    later = order.rows(1, 0, 160).reshape(10, 16)
+    assert (later[:, 0] // 16).tolist() != places.tolist(), "every epoch has an order of windows of its own"
+    same_window = later[(later[:, 0] // 16) == places[0]]
+    assert (same_window[0] % 16).tolist() != inner[0].tolist()
 
 
 def test_epochs_and_seeds_have_their_own_order_and_zero_means_file_order():
