@@ -7,6 +7,7 @@ taken together: mean ± standard deviation.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -207,4 +208,6 @@ def _difference_to_json(difference: Difference) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` is no error
     main()

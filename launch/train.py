@@ -83,14 +83,16 @@ def run_rank(config: RunConfig) -> None:
     rank = int(os.environ.get("RANK", "0"))
     run_dir = RunDir(Path(config.run.dir) / config.run.name)
     device = choose_device(config.run.device)
+    resume = config.checkpoint.resume == "auto"
     if rank == 0:
-        run_dir.check_free(config.run.overwrite, resume=config.checkpoint.resume == "auto")
+        run_dir.check_free(config.run.overwrite, resume=resume)
     try:
         # Before the process group: building a cache may take longer than a collective may wait.
         dataset = build_dataset(config.data)
         with process_group(config.parallelism, device) as ranks:
             if ranks.is_first:
-                run_dir.create(dump_config(config, CHOICES), describe_environment(device, ranks.world_size))
+                environment = describe_environment(device, ranks.world_size)
+                run_dir.create(dump_config(config, CHOICES), environment, resume=resume)
             reason = train(config, dataset, run_dir, ranks)
         if rank == 0:
             print(f"{run_dir.path}: training ended ({reason})", flush=True)

@@ -27,9 +27,6 @@ class Recorder:
         if self.enabled:
             self.run_dir.keep_records_until(step)
         if self._tensorboard:
-            if step == 0:
-                for events in self.run_dir.path.glob("events.out.*"):
-                    events.unlink()
             self._writer = SummaryWriter(str(self.run_dir.path), purge_step=step + 1)
         console = Console(stderr=True)
         if self.enabled and console.is_terminal:

@@ -15,6 +15,7 @@ Small files are written to a temporary name and renamed: a reader never sees hal
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -61,8 +62,13 @@ class RunDir:
             return
         raise ValueError(f"{self.path} holds a finished run: choose another run.name, or set run.overwrite=true")
 
-    def create(self, config: str, environment: Mapping[str, Any]) -> None:
+    def create(self, config: str, environment: Mapping[str, Any], *, resume: bool) -> None:
+        """Makes the directory ready for a run; what an earlier one left goes, unless its checkpoints are continued."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if not (resume and self.checkpoints.is_dir()):
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for old in (self.path / "summary.json", self.path / "metrics.jsonl", *self.path.glob("events.out.*")):
+                old.unlink(missing_ok=True)
         write_atomically(self.path / "config.toml", config)
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
 

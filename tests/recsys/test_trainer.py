@@ -31,7 +31,7 @@ def run(tmp_path):
         small = ["data.synthetic.train_rows=5120", "data.synthetic.scale=0.001", "logging.tensorboard=false"]
         config = load_config(DEBUG, [*small, f"run.dir={tmp_path}", *overrides], CHOICES)
         run_dir = RunDir(tmp_path / config.run.name)
-        run_dir.create("", {})
+        run_dir.create("", {}, resume=True)
         torch.set_num_threads(1)
         reason = train(config, build_dataset(config.data), run_dir, Ranks(0, 1, torch.device("cpu")))
         return reason, run_dir.read_summary(), list(run_dir.records())
