@@ -11,6 +11,7 @@ Sections that choose something by name keep its own keys in a table of that name
 
 import difflib
 import json
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -204,4 +205,5 @@ def _describe_section(title: str, model: type[Section], lines: list[str]) -> Non
         kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else None
         kind = kind or str(field.annotation).replace("typing.", "").replace(" | None", "")
         default = "required" if field.is_required() else f"default {json.dumps(field.default, default=str)}"
-        lines.append(f"  {key}  ({kind}, {default})" + (f"\n      {field.description}" if field.description else ""))
+        lines.append(f"  {key}  ({kind}, {default})")
+        lines += textwrap.wrap(field.description or "", width=112, initial_indent=" " * 6, subsequent_indent=" " * 6)

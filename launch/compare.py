@@ -51,7 +51,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "with full tables. Exit status 2: runs could not be read, or differ in what a fair comparison shares.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", metavar="runs/<name>", help="run directories")
+    parser.add_argument(
+        "runs", nargs="+", metavar="runs/<name>", help="run directories; pages (.html) among them are passed over"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print all figures as JSON instead of the table")
     form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
@@ -77,8 +79,9 @@ def _auc(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints, and writes the page; exits with status 2 where the runs cannot be compared."""
     asked = parse_arguments(arguments)
+    runs = [run for run in asked.runs if not run.endswith(".html")]  # of an earlier comparison, under runs/*
     try:
-        comparison = compare(asked.runs, asked.target_auc, asked.allow_differences)
+        comparison = compare(runs or asked.runs, asked.target_auc, asked.allow_differences)
     except ComparisonError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)

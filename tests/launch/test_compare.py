@@ -55,6 +55,12 @@ def test_output_in_a_directory_yet_to_be_made(demo, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_page_among_the_runs_is_passed_over(demo, tmp_path):
+    page = tmp_path / "runs" / "report.html"
+    main([*demo, "--output", str(page)])
+    main([*demo, str(page), "--output", str(page)])
+
+
 def test_json_is_complete_and_alone_on_stdout(demo, capsys, tmp_path):
     main([*demo, "--json"])
     found = json.loads(capsys.readouterr().out)
