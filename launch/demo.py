@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from configs.load import ConfigError, load_config
 from launch.components import baseline, compressed
 from launch.jobs import Job, JobFailed, run_jobs
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/demo", help="directory of the three runs (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over all three configs")
     arguments = parser.parse_args()
-    overrides = [f"run.dir={arguments.runs}", f"run.device={arguments.device}", "run.overwrite=true"]
+    overrides = [f"run.dir={arguments.runs}", "run.overwrite=true", *device_overrides(arguments.device)]
     if arguments.data:
         overrides += [f"data.criteo.path={Path(arguments.data).resolve()}"]
     overrides += arguments.overrides
@@ -46,6 +48,16 @@ def main() -> None:
 
     compare.main([*(str(run.path) for run in runs), "--output", str(Path(arguments.runs) / "report.html")])
     print(f"TensorBoard: tensorboard --logdir {arguments.runs}")
+
+
+def device_overrides(device: str) -> list[str]:
+    """Keys that put the three runs on the device; on a machine with one GPU they take one rank each, and it says so."""
+    overrides = [f"run.device={device}"]
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if gpus == 1:
+        print("one GPU: every run takes one rank, so nothing is communicated and sharding costs nothing here")
+        overrides.append("parallelism.world_size=1")
+    return overrides
 
 
 def _job(name: str, component, overrides: list[str]) -> Job:

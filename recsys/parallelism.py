@@ -43,7 +43,10 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"run.device = {name!r}: PyTorch sees no CUDA device on this machine")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank >= torch.cuda.device_count():
-        raise ValueError(f"local rank {local_rank} has no CUDA device: the machine has {torch.cuda.device_count()}")
+        raise ValueError(
+            f"local rank {local_rank} has no CUDA device, this machine has {torch.cuda.device_count()}: "
+            "start fewer ranks (parallelism.world_size) or set run.device=cpu"
+        )
     return torch.device("cuda", local_rank)
 
 

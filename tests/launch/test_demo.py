@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.demo import device_overrides
 from recsys.run_dir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,6 +59,13 @@ def test_a_failing_run_shows_its_first_error_and_where_the_logs_are(tmp_path):
     assert str(broken) in done.stderr
     assert "logs: " in done.stderr
     assert not (tmp_path / "runs" / "criteo_sample_robe").exists()
+
+
+@pytest.mark.parametrize(("gpus", "keys"), [(0, []), (1, ["parallelism.world_size=1"]), (4, [])])
+def test_one_gpu_takes_one_rank(monkeypatch, gpus, keys):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert device_overrides("auto") == ["run.device=auto", *keys]
+    assert device_overrides("cpu") == ["run.device=cpu"]
 
 
 def test_interrupting_ends_the_job_and_leaves_a_valid_run(tmp_path):
