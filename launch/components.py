@@ -38,7 +38,7 @@ def baseline(
         j: nodes x ranks per node; default: parallelism.world_size ranks on one node
         image: image that holds the project and its packages, for schedulers that use images
         h: a registered named resource, instead of gpu and memMB
-        gpu: GPUs per node; default: one a rank where j asks for several nodes or run.device is cuda
+        gpu: GPUs per node; default: one a rank where run.device is cuda
         memMB: memory per node in MB
         max_retries: times a failed job is started again; it continues from its newest checkpoint
     """
