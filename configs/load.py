@@ -178,6 +178,14 @@ def resolved(config: RunConfig, choices: Choices) -> dict[str, Any]:
     return tables
 
 
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}: nested tables by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def dump_config(config: RunConfig, choices: Choices) -> str:
     """The resolved config as TOML."""
     return tomli_w.dumps(resolved(config, choices))

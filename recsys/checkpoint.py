@@ -10,7 +10,7 @@ agree for the continuation to mean anything; where it does not, loading stops wi
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.optim.keyed import CombinedOptimizer
 
+from configs.load import flatten
 from recsys.parallelism import Ranks, on_first_rank, unwrapped
 
 _NAME = re.compile(r"step_(\d+)")
@@ -67,10 +68,14 @@ class Checkpoints:
         return {"model": unwrapped(model).state_dict(), "optimizer": optimizer.state_dict()}
 
     def _read_state(self, path: Path) -> dict[str, Any]:
-        saved = json.loads((path / "identity.json").read_text())
-        differences = list(_differences(saved, self.identity))
+        saved, wanted = flatten(json.loads((path / "identity.json").read_text())), flatten(self.identity)
+        differences = [
+            f"  {key}: the checkpoint has {saved.get(key)!r}, this run {wanted.get(key)!r}"
+            for key in sorted(saved.keys() | wanted.keys())
+            if saved.get(key) != wanted.get(key)
+        ]
         if differences:
-            raise ValueError(f"{path} cannot be continued by this run:\n" + "\n".join(f"  {d}" for d in differences))
+            raise ValueError("\n".join([f"{path} cannot be continued by this run:", *differences]))
         return json.loads((path / "state.json").read_text())
 
     def _finish(self, temporary: Path, final: Path, state: Mapping[str, Any]) -> None:
@@ -92,11 +97,3 @@ class Checkpoints:
 def _make_empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-
-
-def _differences(saved: Any, wanted: Any, key: str = "") -> Iterator[str]:
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        for name in sorted(saved.keys() | wanted.keys()):
-            yield from _differences(saved.get(name), wanted.get(name), f"{key}.{name}" if key else name)
-    elif saved != wanted:
-        yield f"{key}: the checkpoint has {saved!r}, this run {wanted!r}"

@@ -8,12 +8,13 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from configs.load import flatten
 from recsys.curves import Point
 from recsys.run_dir import RunDir
 
@@ -141,11 +142,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
         first[real] = path
     read = [_load_run(Path(path)) for path in paths]
     names = Counter(run.summary.name for run in read)
-    return [run if names[run.summary.name] == 1 else _relabelled(run) for run in read]
-
-
-def _relabelled(run: Run) -> Run:
-    return Run(run.path, str(run.path), run.summary, run.config, run.environment, run.records, run.plan)
+    return [run if names[run.summary.name] == 1 else replace(run, label=str(run.path)) for run in read]
 
 
 def _load_run(path: Path) -> Run:
@@ -185,14 +182,6 @@ def _read_records(run_dir: RunDir) -> list[dict[str, Any]]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ComparisonError(f"{path}, line {len(records) + 1} is corrupt: {error}") from None
     return records
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _sections(run: Run, sections: Sequence[str]) -> dict[str, Any]:

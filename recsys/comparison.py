@@ -4,12 +4,11 @@ Runs that differ in nothing but their seed form one setup. Relative time is the 
 target times time per iteration, over the same product for the full model.
 """
 
-import dataclasses
 import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
@@ -162,7 +161,7 @@ def compare(
         )
         for label, group, found, curve in zip(_label_groups(groups), groups, figures, curves, strict=True)
     ]
-    by_setup = [dataclasses.replace(run, label=setup.label) for setup in setups for run in setup.runs]
+    by_setup = [replace(run, label=setup.label) for setup in setups for run in setup.runs]
     return Comparison(
         setups=tuple(setups),
         target=target,

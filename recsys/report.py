@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from recsys.compared_runs import Run, flatten, free_facts, shared_facts
+from configs.load import flatten
+from recsys.compared_runs import Run, free_facts, shared_facts
 from recsys.comparison import Comparison, Measured, Setup
 from recsys.cost_plots import cost_plots
 from recsys.curves import Lead
