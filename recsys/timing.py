@@ -1,6 +1,8 @@
 """Durations of steps without stopping the device: wall clock on CPU, CUDA events on GPUs, read when they are logged."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -52,6 +54,16 @@ class Stopwatch:
         self._wait()
         self._elapsed_s = self.read_s()
         self._since = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not counted; a watch that stood still stands still afterwards."""
+        running = self._since is not None
+        if running:
+            self.stop()
+        yield
+        if running:
+            self.start()
 
     def read_s(self) -> float:
         return self._elapsed_s + (time.perf_counter() - self._since if self._since is not None else 0.0)

@@ -134,7 +134,7 @@ class Trainer:
         if losses:
             self._record_training(losses)
         if not self.progress.evaluations or self.progress.evaluations[-1]["step"] != self.progress.step:
-            self._evaluate(running=False)
+            self._evaluate()
         return reason
 
     def _timed_step(self, batches: Iterator[Batch]) -> torch.Tensor:
@@ -156,11 +156,10 @@ class Trainer:
         self.recorder.write_summary(self.summary("running", None))
 
     def _save(self) -> None:
-        self.watch.stop()
-        self.progress.train_time_s = self.watch.read_s()
-        # Rank 0's clock is everyone's: the state is the same whichever rank reads it back.
-        self.checkpoints.save(self.progress.step, self.model, self.optimizer, asdict(self.progress))
-        self.watch.start()
+        with self.watch.paused():
+            self.progress.train_time_s = self.watch.read_s()
+            # Rank 0's clock is everyone's: the state is the same whichever rank reads it back.
+            self.checkpoints.save(self.progress.step, self.model, self.optimizer, asdict(self.progress))
 
     def _position(self) -> dict[str, float]:
         step = self.progress.step
@@ -194,27 +193,30 @@ class Trainer:
         }
         self.recorder.record(self._position(), metrics)
 
-    def _evaluate(self, running: bool = True) -> None:
+    def _evaluate(self) -> None:
         """Quality on every held-out split, outside the training clock."""
-        if running:
-            self.watch.stop()
-        clock = Stopwatch(self.ranks.device)
-        clock.start()
-        found: dict[str, float] = {}
-        rows = self.config.evaluation.global_batch_size
-        for split in self.splits:
-            quality = evaluate(self.model, self.dataset, split, rows, self.ranks)
-            found |= {f"{split}_{name}": value for name, value in asdict(quality).items()}
-        self.peak_gib = gather_numbers(peak_gib(self.ranks.device), self.ranks)
-        clock.stop()
-        self.progress.evaluation_time_s += clock.read_s()
-        position = self._position()
-        self.progress.evaluations.append({**position, **found})
-        shown = {quality_name(split, name): found[f"{split}_{name}"] for split in self.splits for name in SHOWN_QUALITY}
-        self.recorder.record(position, shown)
-        self.recorder.write_summary(self.summary("running", None))
-        if running:
-            self.watch.start()
+        with self.watch.paused():
+            clock = Stopwatch(self.ranks.device)
+            clock.start()
+            found: dict[str, float] = {}
+            rows = self.config.evaluation.global_batch_size
+            for split in self.splits:
+                quality = evaluate(self.model, self.dataset, split, rows, self.ranks)
+                found |= {f"{split}_{name}": value for name, value in asdict(quality).items()}
+            self.peak_gib = gather_numbers(peak_gib(self.ranks.device), self.ranks)
+            clock.stop()
+            self.progress.evaluation_time_s += clock.read_s()
+            position = self._position()
+            self.progress.evaluations.append({**position, **found})
+            self.recorder.record(
+                position,
+                {
+                    quality_name(split, name): found[f"{split}_{name}"]
+                    for split in self.splits
+                    for name in SHOWN_QUALITY
+                },
+            )
+            self.recorder.write_summary(self.summary("running", None))
 
     def _stop_reason(self, evaluated: bool, check_time: bool = False) -> str | None:
         training, step = self.config.training, self.progress.step
