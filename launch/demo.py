@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from configs.load import ConfigError, load_config
+from launch import compare
 from launch.components import baseline, compressed
 from launch.jobs import Job, JobFailed, run_jobs
 from recsys.registry import CHOICES
@@ -44,8 +45,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    from launch import compare
-
     compare.main([*(str(run.path) for run in runs), "--output", str(Path(arguments.runs) / "report.html")])
     print(f"TensorBoard: tensorboard --logdir {arguments.runs}")
 

@@ -51,7 +51,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[RunDir]:
             _run(runner, job, progress, task)
             progress.stop_task(task)
             if not console.is_terminal:
-                console.print(f"{job.config.run.name}: {_note(job.run_dir)}")
+                console.print(f"{job.config.run.name}: {_note(_newest(job.run_dir))}")
     return [job.run_dir for job in jobs]
 
 
@@ -92,20 +92,25 @@ def _status(runner: Runner, handle: str) -> AppStatus:
 
 
 def _show(job: Job, progress: Progress, task: TaskID, started: float) -> None:
+    """Brings the bar up to date; where there is none, reading would only take time from the ranks."""
     path = job.run_dir.path / "metrics.jsonl"
-    if not path.exists() or path.stat().st_mtime < started:
+    if progress.disable or not path.exists() or path.stat().st_mtime < started:
         return
-    *_, last = [None, *job.run_dir.records()]
-    if last:
+    if newest := _newest(job.run_dir):
         epochs = job.config.training.epochs
-        progress.update(task, total=epochs, completed=min(last["epoch"], epochs), note=_note(job.run_dir))
+        progress.update(task, total=epochs, completed=min(newest["epoch"], epochs), note=_note(newest))
 
 
-def _note(run_dir: RunDir) -> str:
-    """The newest figures of a run in a few words."""
+def _newest(run_dir: RunDir) -> dict[str, float]:
+    """The newest value of every metric that a run has recorded."""
     newest: dict[str, float] = {}
     for record in run_dir.records():
         newest |= record
+    return newest
+
+
+def _note(newest: dict[str, float]) -> str:
+    """A run's newest figures in a few words."""
     parts = [f"{newest['step']} steps"] if newest else ["no steps"]
     if "time/step_ms" in newest:
         parts.append(f"{newest['time/step_ms']:.1f} ms a step")

@@ -7,7 +7,7 @@ Adding one: its file in `pss/` or `baselines/`, and a line in METHODS.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,8 +17,6 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from baselines import full, sharded
 from configs.schema import EmbeddingSection, Section
 from pss import robe
-
-Placement = Literal["replicate", "shard"]
 
 
 class EmbeddingMethod(Protocol):
