@@ -12,6 +12,7 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from configs.request import EmbeddingRequest, refuse_compression
 from configs.schema import Section
 
 placement = "replicate"
@@ -23,29 +24,20 @@ class Options(Section):
     """Full tables have no options."""
 
 
-def check_uncompressed(method: str, compression: float) -> None:
-    if compression != 1.0:
-        raise ValueError(f"embedding.compression = {compression}: {method} tables are stored whole, it must be 1")
+def check_uncompressed(method: str, request: EmbeddingRequest) -> None:
+    if request.compression != 1.0:
+        raise refuse_compression(f"{method}, whose tables are stored whole,", request.compression, 1.0)
 
 
-def build(
-    tables: list[EmbeddingBagConfig],
-    *,
-    compression: float,
-    options: Options,
-    init_scale: float,
-    seed: int,
-    device: torch.device,
-    is_weighted: bool = False,
-) -> EmbeddingBagCollection:
+def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> EmbeddingBagCollection:
     """Tables of (num_embeddings, embedding_dim) float32. Raises ValueError for a compression other than 1."""
-    check_uncompressed("full", compression)
-    module = EmbeddingBagCollection(tables, is_weighted=is_weighted, device=device)
+    check_uncompressed("full", request)
+    module = EmbeddingBagCollection(tables, is_weighted=request.is_weighted, device=request.device)
     with torch.no_grad():
         for index, table in enumerate(tables):
             weight = module.embedding_bags[table.name].weight
             assert isinstance(weight, torch.Tensor)
-            fill_initial_rows(weight, table=index, seed=seed, init_scale=init_scale)
+            fill_initial_rows(weight, table=index, seed=request.seed, init_scale=request.init_scale)
     return module
 
 

@@ -28,6 +28,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from baselines.full import Options, check_uncompressed, fill_initial_rows
+from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, Sharding
 
 __all__ = ["Options", "build", "cell", "describe_plan", "local_parts", "on_first_rank", "placement", "shard"]
@@ -52,19 +53,10 @@ class _Sharder(EmbeddingBagCollectionSharder):
         return self._sharding_types or super().sharding_types(compute_device_type)
 
 
-def build(
-    tables: list[EmbeddingBagConfig],
-    *,
-    compression: float,
-    options: Options,
-    init_scale: float,
-    seed: int,
-    device: torch.device,
-    is_weighted: bool = False,
-) -> EmbeddingBagCollection:
+def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> EmbeddingBagCollection:
     """Tables without storage: `shard` gives every rank its part. Raises ValueError for a compression other than 1."""
-    check_uncompressed("sharded", compression)
-    return EmbeddingBagCollection(tables, is_weighted=is_weighted, device=torch.device("meta"))
+    check_uncompressed("sharded", request)
+    return EmbeddingBagCollection(tables, is_weighted=request.is_weighted, device=torch.device("meta"))
 
 
 def cell(module: ShardedEmbeddingBagCollection, table: int, row: int, col: int) -> float:

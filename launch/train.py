@@ -17,7 +17,14 @@ from configs.schema import RunConfig
 from recsys.checkpoint import Checkpoints
 from recsys.data import Dataset, build_dataset
 from recsys.description import describe_run, describe_size, format_plan, identity
-from recsys.embeddings import METHODS, build_embedding, build_tables, count_parameters
+from recsys.embeddings import (
+    METHODS,
+    build_embedding,
+    build_tables,
+    count_parameters,
+    state_tensors,
+    stored_bytes,
+)
 from recsys.models import build_model
 from recsys.optim import build_optimizers
 from recsys.parallelism import Ranks, apply_parallelism, choose_device, describe_placement, process_group
@@ -40,8 +47,9 @@ def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) ->
     embedding = build_embedding(config.embedding, tables, seed=seed, device=device)
     model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
     parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)
+    embedding_stored_bytes = stored_bytes(embedding)
     prefix = next(name for name, module in model.named_modules() if module is embedding)
-    embedding_names = [f"{prefix}.{name}" for name, _ in embedding.named_parameters()]
+    embedding_names = [f"{prefix}.{name}" for name in state_tensors(embedding)]
 
     model = apply_parallelism(
         model,
@@ -63,6 +71,7 @@ def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) ->
         asked_compression=config.embedding.compression,
         parameters=parameters,
         embedding_parameters=embedding_parameters,
+        embedding_stored_bytes=embedding_stored_bytes,
         ranks=ranks,
     )
     if ranks.is_first:

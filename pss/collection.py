@@ -1,8 +1,8 @@
-"""The part of a parameter-shared embedding that does not depend on the method: KeyedJaggedTensor in, KeyedTensor out.
+"""The part of a compressed embedding that does not depend on the method: KeyedJaggedTensor in, KeyedTensor out.
 
-A method subclasses `ParameterSharedEmbeddingBagCollection`, owns its parameters and says in `_rows` what the row of an
-id is; selecting features, pooling, variable batches and state-dict checks are here. The result can stand wherever
-TorchRec takes an `EmbeddingBagCollection`.
+A method subclasses `ComputedEmbeddingBagCollection`, owns its parameters and says in `_rows` how the row of an id is
+computed; selecting features, pooling, variable batches and state-dict checks are here. The result can stand wherever
+TorchRec takes an `EmbeddingBagCollection`. Methods that share one array of parameters have `pss.shared_array` between.
 
 It implements TorchRec's `EmbeddingBagCollectionInterface` and is deliberately no subclass of `EmbeddingBagCollection`.
 What TorchRec does after `isinstance(module, EmbeddingBagCollection)` is build real tables out of the configs:
@@ -42,13 +42,13 @@ class FeatureGroup(NamedTuple):
     is_mean: bool
 
 
-class ParameterSharedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
-    """Pooled embeddings of several tables whose parameters are shared: TorchRec's EmbeddingBagCollection contract.
+class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
+    """Pooled embeddings of several tables whose rows are computed: TorchRec's EmbeddingBagCollection contract.
 
     Where TorchRec leaves a choice:
 
     - MEAN pooling of a weighted bag is Σ w·row / number of ids, as in FBGEMM's table-batched kernels.
-    - Ids are not validated: a hash has a row for every int64. Check them where they are made.
+    - Ids are not validated here: a hash has a row for every int64. Check them where they are made.
     - Rows are computed and returned in fp32 whatever `data_type` says, and `init_fn` is ignored: both describe a table
       of one's own.
     - `tables=[]` constructs (the models of TorchRec want to refuse it themselves) and raises ValueError in forward.
@@ -144,8 +144,18 @@ class ParameterSharedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
 
     @property
     def compression(self) -> float:
-        """Parameters of the full tables / parameters stored."""
-        return self._full_parameters / sum(parameter.numel() for parameter in self.parameters())
+        """Bytes of the full tables in fp32 / `stored_bytes`."""
+        return 4 * self._full_parameters / self.stored_bytes()
+
+    def stored_bytes(self) -> int:
+        """Bytes of all that must be kept to look up: parameters and persistent buffers. Constants of a hash, Python
+        integers that follow from the seed, are not counted. A method that is smaller after training overrides this."""
+        state = (*self.parameters(), *self._persistent_buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in state)
+
+    def _persistent_buffers(self) -> list[Tensor]:
+        names = self.state_dict().keys()
+        return [buffer for name, buffer in self.named_buffers() if name in names]
 
     def parameter_budget(self, compression: float) -> int:
         """The most parameters that give at least that compression. Raises ValueError for one below 1 or not finite."""

@@ -23,18 +23,18 @@ from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.schema import Section
+from configs.request import EmbeddingRequest, refuse_compression
 from pss.chunks import read_chunks
-from pss.collection import ParameterSharedEmbeddingBagCollection
 from pss.hashing import HashConstants, build_hash, locate, mix64
+from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
 
 placement: Literal["replicate", "shard"] = "replicate"
 
 
-class Options(Section):
+class Options(SharedArrayOptions):
     """Keys of [embedding.robe]."""
 
     block_size: int = Field(8, ge=1)
@@ -56,16 +56,11 @@ class RobeGroup(NamedTuple):
     signs: list[HashConstants]  # one, or none if not signed
 
 
-class RobeEmbeddingBagCollection(ParameterSharedEmbeddingBagCollection):
+class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` whose tables share the one parameter `memory` (|M|,) fp32.
 
-    `memory` starts uniform in ± init_scale from a CPU generator seeded with `seed`: the same bits on every rank,
-    device and process, whatever the global random state, which is left alone. The hash is made of Python integers that
-    follow from `seed`; there are no buffers. The state dict holds `memory` and, under `_extra_state`, the options and
-    the tables; loading one whose options or tables differ raises ValueError and names the differences.
-
     Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; see the base class for the choices it leaves.
+        tables, is_weighted: as for `EmbeddingBagCollection`; see the base classes for the choices it leaves.
         device: of `memory`; None is torch's default device.
         compression: asked parameters of the full tables / |M|, at least 1. |M| = max(⌊full / compression⌋, block_size):
             the compression obtained (`compression`) is no lower, except where one block is all there is.
@@ -73,6 +68,7 @@ class RobeEmbeddingBagCollection(ParameterSharedEmbeddingBagCollection):
         block_size: Z, at least 1.
         hash_family: "independent" or "affine", see pss.hashing.
         signed: multiply each block by a hashed sign.
+        gradient: "dense", "sparse" or "auto", see pss.shared_array.
         seed: of the hash and of the initial memory.
         init_scale: at least 0.
 
@@ -92,27 +88,24 @@ class RobeEmbeddingBagCollection(ParameterSharedEmbeddingBagCollection):
         block_size: int = 8,
         hash_family: str = "independent",
         signed: bool = False,
+        gradient: str = "auto",
         seed: int = 0,
         init_scale: float = 0.01,
     ) -> None:
-        super().__init__(tables, is_weighted)
+        super().__init__(tables, is_weighted, gradient=gradient, seed=seed, init_scale=init_scale)
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
-        if not init_scale >= 0:
-            raise ValueError(f"init_scale must be at least 0, not {init_scale}")
         if memory_size is None:
             memory_size = max(self.parameter_budget(compression), block_size)
         if memory_size < block_size:
             raise ValueError(f"memory_size must be at least block_size = {block_size}, not {memory_size}")
-        self.memory_size, self.block_size, self.signed = memory_size, block_size, signed
-        self.seed, self.init_scale = seed, init_scale
+        self.block_size, self.signed = block_size, signed
         self.slots = memory_size - block_size + 1
         self.location_hash = build_hash(hash_family, seed)
         self.sign_hash = build_hash(hash_family, mix64(seed + 1))
         self.location_hash.check_slots(self.slots)
         self._plan = [self._group_plan(group) for group in range(len(self._groups))]
-        self.memory = nn.Parameter(torch.empty(memory_size, dtype=torch.float32, device=device))
-        self.reset_parameters()
+        self._allocate(memory_size, device)
 
     def _group_plan(self, group: int) -> RobeGroup:
         tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
@@ -120,18 +113,8 @@ class RobeEmbeddingBagCollection(ParameterSharedEmbeddingBagCollection):
         signs = [self.sign_hash.constants(tables, chunks)] if self.signed else []
         return RobeGroup(dim, self.block_size, self.slots, self.location_hash.constants(tables, chunks), signs)
 
-    def reset_parameters(self) -> None:
-        """memory = U(-init_scale, init_scale), the same for the same seed; nothing on the meta device."""
-        if self.memory.device.type == "meta":
-            return
-        generator = torch.Generator("cpu").manual_seed(mix64(self.seed) >> 1)
-        drawn = torch.empty(self.memory_size, dtype=torch.float32, device="cpu")
-        drawn.uniform_(-self.init_scale, self.init_scale, generator=generator)
-        with torch.no_grad():
-            self.memory.copy_(drawn)
-
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
-        return robe_rows(self.memory, ids, feature, self._plan[group])
+        return robe_rows(self.memory, ids, feature, self._plan[group], self.gradient)
 
     def _options(self) -> dict[str, int | str | bool]:
         return {
@@ -142,29 +125,26 @@ class RobeEmbeddingBagCollection(ParameterSharedEmbeddingBagCollection):
             "seed": self.seed,
         }
 
-    def extra_repr(self) -> str:
-        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items())
-        return f"{len(self.embedding_bag_configs())} tables, {options}, compression={self.compression:.1f}"
-
 
 @torch.fx.wrap
-def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup) -> Tensor:
+def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gradient: str = "dense") -> Tensor:
     """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
-    group. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids are not validated.
+    group; gradient: see pss.chunks. Returns (..., embedding_dim) of memory's dtype. Every int64 id has
+    a row: ids are not validated.
     """
     if plan.block_size > plan.embedding_dim:
-        return _flattened_rows(memory, ids, feature, plan)
+        return _flattened_rows(memory, ids, feature, plan, gradient)
     locations = locate(ids, feature, plan.location, plan.slots)
-    chunks = read_chunks(memory, locations, plan.block_size)
+    chunks = read_chunks(memory, locations, plan.block_size, gradient)
     for constants in plan.signs:
         chunks = chunks * _signs(ids, feature, constants).unsqueeze(-1)
     rows = chunks.flatten(-2)
     return rows if rows.size(-1) == plan.embedding_dim else rows.narrow(-1, 0, plan.embedding_dim)
 
 
-def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup) -> Tensor:
+def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gradient: str) -> Tensor:
     """`robe_rows` where Z > d: a row lies in one block of the flattened table or across two.
 
     row·d may exceed 63 bits; with row = a·Z + b it starts in block a·d + (b·d) // Z, at offset (b·d) % Z.
@@ -177,7 +157,7 @@ def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGrou
     in_first = offset < plan.block_size
     here = locate(first, feature, plan.location, plan.slots)
     there = locate(first + 1, feature, plan.location, plan.slots) - plan.block_size
-    elements = read_chunks(memory, torch.where(in_first, here, there) + offset, 1).squeeze(-1)
+    elements = read_chunks(memory, torch.where(in_first, here, there) + offset, 1, gradient).squeeze(-1)
     for constants in plan.signs:
         signs = torch.where(in_first, _signs(first, feature, constants), _signs(first + 1, feature, constants))
         elements = elements * signs
@@ -189,28 +169,23 @@ def _signs(blocks: Tensor, feature: Tensor, constants: HashConstants) -> Tensor:
     return 1 - 2 * locate(blocks, feature, constants, 2)
 
 
-def build(
-    tables: list[EmbeddingBagConfig],
-    *,
-    compression: float,
-    options: Options,
-    init_scale: float,
-    seed: int,
-    device: torch.device,
-    is_weighted: bool = False,
-) -> RobeEmbeddingBagCollection:
-    """The module for one [embedding] section of a config."""
-    return RobeEmbeddingBagCollection(
+def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> RobeEmbeddingBagCollection:
+    """Raises ValueError where one block is more than the budget."""
+    module = RobeEmbeddingBagCollection(
         tables,
-        is_weighted=is_weighted,
-        device=device,
-        compression=compression,
+        is_weighted=request.is_weighted,
+        device=request.device,
+        compression=request.compression,
         block_size=options.block_size,
         hash_family=options.hash_family,
         signed=options.signed,
-        seed=seed,
-        init_scale=init_scale,
+        gradient=options.gradient,
+        seed=request.seed,
+        init_scale=request.init_scale,
     )
+    if module.compression < request.compression:
+        raise refuse_compression("robe", request.compression, module.compression)
+    return module
 
 
 def cell(module: RobeEmbeddingBagCollection, table: int, row: int, col: int) -> float:

@@ -50,13 +50,19 @@ def describe_size(
     asked_compression: float,
     parameters: int,
     embedding_parameters: int,
+    embedding_stored_bytes: int,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Parameters of the model as built, and the bytes each rank really holds. Collective."""
+    """Parameters of the model as built, and the bytes each rank really holds. Collective.
+
+    embedding_names: of the embedding's parameters and persistent buffers in the model as built.
+    embedding_stored_bytes: of all that must be kept to look up; the compression is over it.
+    """
     full, dense = count_full_parameters(tables), parameters - embedding_parameters
     return {
         "parameters": {"dense": dense, "embedding": embedding_parameters, "embedding_full": full},
-        "compression": {"asked": asked_compression, "obtained": full / embedding_parameters},
+        "compression": {"asked": asked_compression, "obtained": 4 * full / embedding_stored_bytes},
+        "embedding_stored_bytes": embedding_stored_bytes,
         "bytes_per_rank": {
             "embedding": gather_numbers(embedding_bytes(model, embedding_names), ranks),
             "embedding_optimizer": gather_numbers(embedding_state_bytes(optimizer, embedding_names), ranks),
@@ -66,7 +72,7 @@ def describe_size(
 
 
 def embedding_bytes(model: nn.Module, embedding_names: Iterable[str]) -> int:
-    """Bytes of embedding parameters this rank holds."""
+    """Bytes this rank holds of the named parameters and buffers."""
     state = unwrapped(model).state_dict()
     return local_bytes(state[name] for name in embedding_names)
 

@@ -31,7 +31,7 @@ from recsys.metrics import (
     TRAIN_LOG_LOSS,
     quality_name,
 )
-from recsys.parallelism import Ranks, gather_numbers, on_first_rank
+from recsys.parallelism import Ranks, gather_numbers, on_first_rank, unwrapped
 from recsys.recorder import Recorder
 from recsys.timing import StepTimer, StepTimes, Stopwatch
 
@@ -79,6 +79,7 @@ class Trainer:
         self.evaluation_interval = max(1.0, config.evaluation.every_epochs * per_epoch)
         self.splits = [s for s in ("validation", "test") if dataset.num_rows(s)]
         self.progress = Progress()
+        self.adaptive: list[Any] = [m for m in unwrapped(model).modules() if hasattr(m, "end_step")]
         self.peak_gib: list[float] = []
         self.loss = nn.BCEWithLogitsLoss()
         self.step_timer, self.data_timer = StepTimer(ranks.device), StepTimer(ranks.device)
@@ -97,6 +98,8 @@ class Trainer:
         loss = self.loss(logits, batch.labels)
         loss.backward()
         self.optimizer.step()
+        for module in self.adaptive:
+            module.end_step(self.progress.step + 1, self.total_steps)
         return loss.detach()
 
     def run(self) -> str:

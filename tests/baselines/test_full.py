@@ -4,6 +4,7 @@ import torch
 
 from baselines import full
 from baselines.full import INITIAL_BLOCK_ROWS, fill_initial_rows
+from configs.request import EmbeddingRequest
 from recsys.embeddings import build_tables
 
 
@@ -35,8 +36,5 @@ def test_initial_rows_are_uniform_and_differ_by_table_and_seed():
 
 
 def test_compression_is_refused():
-    with pytest.raises(ValueError, match=r"embedding.compression = 2.0.*must be 1"):
-        full.build(
-            build_tables(["f"], [10], 4), compression=2.0, options=full.Options(), init_scale=0.1, seed=0,
-            device=torch.device("cpu"),
-        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"embedding.compression = 2: .* set embedding.compression=1 or less"):
+        full.build(build_tables(["f"], [10], 4), full.Options(), EmbeddingRequest(compression=2.0))

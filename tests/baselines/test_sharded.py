@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from baselines import full, sharded
+from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection, Section
 from recsys.batch import Rows, build_batch
 from recsys.embeddings import build_tables
@@ -42,9 +43,7 @@ def train(rank, world_size, method, sharding, optimizer_name):
     )
     device = torch.device("cpu")
     module = {"full": full, "sharded": sharded}[method]
-    embedding = module.build(
-        build_tables(FEATURES, SIZES, DIM), compression=1.0, options=Section(), init_scale=0.3, seed=5, device=device
-    )
+    embedding = module.build(build_tables(FEATURES, SIZES, DIM), Section(), EmbeddingRequest(init_scale=0.3, seed=5))
     section = SimpleNamespace(**vars(MODEL), options=Options(bottom_mlp=(8,), top_mlp=(8,)))
     model = build_model(section, embedding, num_dense=NUM_DENSE, seed=1, device=device)
     prefix = "sparse_arch.embedding_bag_collection"
@@ -117,7 +116,7 @@ def _plan(rank, world_size, sharding, sizes=SIZES):
     device = torch.device("cpu")
     model = torch.nn.Module()
     model.embedding = sharded.build(
-        build_tables(FEATURES, sizes, DIM), compression=1.0, options=Section(), init_scale=0.3, seed=5, device=device
+        build_tables(FEATURES, sizes, DIM), Section(), EmbeddingRequest(init_scale=0.3, seed=5)
     )
     section = OptimizerSection(dense_learning_rate=1.0, embedding_learning_rate=1.0)
     placed = sharded.shard(
@@ -139,10 +138,7 @@ def test_the_plan_says_what_each_rank_holds_and_cells_are_found_there():
     for row, num_embeddings in zip(plan, SIZES, strict=True):
         assert row["sharding"] == "column_wise"
         assert row["bytes_per_rank"] == {0: 2 * num_embeddings * DIM, 1: 2 * num_embeddings * DIM}
-    reference = full.build(
-        build_tables(FEATURES, SIZES, DIM), compression=1.0, options=full.Options(), init_scale=0.3, seed=5,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    reference = full.build(build_tables(FEATURES, SIZES, DIM), full.Options(), EmbeddingRequest(init_scale=0.3, seed=5))
     for table, rows in enumerate(SIZES):
         # The last column is on one rank alone.
         assert sorted([cells[table] is None, other_cells[table] is None]) == [False, True]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_config, resolved
+from configs.request import EmbeddingRequest
 from recsys.criteo_schema import CARDINALITIES
 from recsys.embeddings import METHODS, build_tables, count_full_parameters, count_parameters
 from recsys.registry import CHOICES
@@ -56,12 +57,8 @@ def test_sizes_are_those_claimed(name, tables, parameters):
     sizes = [min(rows, cap) for rows in CARDINALITIES[name]]
     configs = build_tables([f"f{i}" for i in range(26)], sizes, config.model.embedding_dim)
     assert count_full_parameters(configs) == pytest.approx(tables, rel=0.01)
-    import torch
-
-    embedding = METHODS["robe"].build(
-        configs, compression=config.embedding.compression, options=config.embedding.options, init_scale=0.01, seed=0,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    request = EmbeddingRequest(compression=config.embedding.compression)
+    embedding = METHODS["robe"].build(configs, config.embedding.options, request)
     assert count_parameters(embedding) == pytest.approx(parameters, rel=0.01)
 
 

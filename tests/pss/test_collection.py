@@ -21,11 +21,11 @@ from torchrec.modules.mc_modules import (
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from pss.collection import ParameterSharedEmbeddingBagCollection
+from pss.collection import ComputedEmbeddingBagCollection
 from tests.pss.jagged import random_kjt, table
 
 
-class TableCollection(ParameterSharedEmbeddingBagCollection):
+class TableCollection(ComputedEmbeddingBagCollection):
     """All tables, flattened one after the other, in one parameter."""
 
     def __init__(self, tables: list[EmbeddingBagConfig], is_weighted: bool = False) -> None:

@@ -18,6 +18,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from configs.request import EmbeddingRequest
 from pss import robe
 from pss.hashing import HASH_FAMILIES, HashConstants
 from pss.robe import RobeEmbeddingBagCollection, RobeGroup, cell
@@ -213,9 +214,7 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
 
 def test_build_takes_the_sections_keys():
     options = robe.Options(block_size=4, hash_family="affine", signed=True)
-    module = robe.build(
-        [table("a", 100, 8)], compression=10, options=options, init_scale=0.5, seed=3, device=torch.device("cpu")
-    )
+    module = robe.build([table("a", 100, 8)], options, EmbeddingRequest(compression=10, init_scale=0.5, seed=3))
     assert (module.memory_size, module.block_size, module.signed, module.seed) == (80, 4, True, 3)
     assert module.location_hash.name == "affine"
     assert 0.4 < module.memory.abs().max() <= 0.5

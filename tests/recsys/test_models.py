@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from configs.request import EmbeddingRequest
 from configs.schema import ModelSection
 from recsys.embeddings import METHODS, build_tables
 from recsys.models import MODELS, build_model
@@ -10,9 +11,8 @@ CPU = torch.device("cpu")
 
 def build(architecture, method="full", seed=0):
     options = METHODS[method].Options()
-    embedding = METHODS[method].build(
-        build_tables(["a", "b"], [7, 9], 4), compression=1.0, options=options, init_scale=0.1, seed=seed, device=CPU
-    )
+    request = EmbeddingRequest(init_scale=0.1, seed=seed)
+    embedding = METHODS[method].build(build_tables(["a", "b"], [7, 9], 4), options, request)
     section = ModelSection(architecture=architecture, embedding_dim=4, options=MODELS[architecture].Options())
     return build_model(section, embedding, num_dense=3, seed=seed, device=CPU)
 
