@@ -1,5 +1,6 @@
 """What a method is asked to build, besides its own options: the same for every method of a comparison."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,15 +25,20 @@ class EmbeddingRequest:
     id_counts: Sequence[np.ndarray] | None = None
 
 
-def refuse_compression(method: str, asked: float, nearest: float) -> ValueError:
-    """The error to raise where a method cannot store as little as was asked: it names the nearest it can."""
-    return ValueError(
-        f"embedding.compression = {asked:g}: {method} reaches {nearest:.6g} at most on these tables; "
-        f"set embedding.compression={_round_down(nearest):.6g} or less"
-    )
+class CompressionRefused(ValueError):
+    """A method cannot store as little as was asked. nearest: the highest compression to ask for instead."""
+
+    def __init__(self, method: str, asked: float, reached: float) -> None:
+        digits = 3 - math.floor(math.log10(reached))
+        self.nearest = max(
+            1.0, math.floor(reached * 10**digits) / 10**digits
+        )  # four digits, never above what is reached
+        super().__init__(
+            f"embedding.compression = {asked:g}: {method} reaches {reached:.6g} at most on these tables; "
+            f"set embedding.compression={self.nearest:g} or less"
+        )
 
 
-def _round_down(value: float) -> float:
-    """Four significant digits, never above the value."""
-    unit = 10.0 ** (len(str(int(value))) - 5)
-    return int(value / unit) * unit
+def refuse_compression(method: str, asked: float, reached: float) -> CompressionRefused:
+    """The error to raise where `reached` is the highest compression of a method on these tables."""
+    return CompressionRefused(method, asked, reached)
