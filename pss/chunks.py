@@ -20,9 +20,9 @@ from torch import Tensor
 
 SPARSE_BELOW = 1 / 40
 """gradient = "auto" is sparse where a batch reads fewer elements than this share of the array, repeats included.
-Forward, backward and SGD on one CPU thread, uniform locations, V·d = 0.1M to 3.4M elements, Z = 1 to 64: with |M| 20 times
-as large the sparse form took 1.0 to 2.8 times as long as the dense one, at 50 times 0.5 to 1.7 (median 0.8), at 100 times
-0.3 to 0.8; with |M| = V·d, 1.4 to 10 times."""
+Forward, backward and SGD on one CPU thread, uniform locations, V·d = 0.1M to 3.4M elements, Z = 1 to 64: with |M| 20
+times as large the sparse form took 1.0 to 2.8 times as long as the dense one, at 50 times 0.5 to 1.7 (median 0.8), at
+100 times 0.3 to 0.8; with |M| = V·d, 1.4 to 10 times."""
 
 _CPU_BLOCK_ELEMENTS = 1 << 16  # 512 KiB of addresses at a time: the L2 cache
 

@@ -1,6 +1,6 @@
 """Hash families: which of `slots` places block i, chunk j of table t starts at.
 
-Both families are functions of (t, i, j) and a seed alone; nothing is stored but the seed. Constants come out of the
+All are functions of (t, i, j) and a seed alone; nothing is stored but the seed. Constants come out of the
 seed through splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
 
 - `independent` (default): an own hash for every table and chunk,
@@ -19,12 +19,18 @@ seed through splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom 
   all of them and share their whole embedding: 43 % of 384,615 ids at 1 MB, Z = 16, d = 64, where `independent` has
   none. It cannot tell i from i + P, nor address more than P slots (ValueError).
 
+- `authors`: the same as the ROBE authors' code has it, which tells tables apart by numbering all their rows through:
+
+      location = (((i + rows of the tables before t) · R3 + j · R2 + R1) mod P) mod slots
+
 `locate` computes locations for tensors; `HashFamily.location` is the same function in plain Python integers, which
 cannot overflow: the oracle of the tests. Any int64 is a valid block, negative ones too: ids are not validated here.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,8 +62,10 @@ class HashFamily(ABC):
     name: ClassVar[str]
     max_slots: ClassVar[int]
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, num_embeddings: Sequence[int] = ()) -> None:
+        """num_embeddings: rows of every table, which the `authors` family needs."""
         self.seed = seed
+        self.offsets = [0, *accumulate(num_embeddings)]
 
     def constants(self, tables: list[int], chunks: int) -> HashConstants:
         """What `locate` needs for features served by `tables` whose rows have `chunks` chunks."""
@@ -132,14 +140,31 @@ class AffineHash(HashFamily):
         return self._coefficient(1) * chunk % self.PRIME
 
 
-HASH_FAMILIES: dict[str, type[HashFamily]] = {family.name: family for family in (IndependentHash, AffineHash)}
+class AuthorsHash(AffineHash):
+    """The address map of the ROBE authors' code: all rows in one table. R3, R2, R1 are a, b, e of the affine hash."""
+
+    name = "authors"
+
+    def location(self, table: int, block: int, chunk: int, slots: int) -> int:
+        r3, r2, r1 = (self._coefficient(k) for k in (0, 1, 3))
+        return ((block + self.offsets[table]) * r3 + chunk * r2 + r1) % self.PRIME % slots
+
+    def _table_key(self, table: int) -> int:
+        return (self._coefficient(0) * self.offsets[table] + self._coefficient(3)) % self.PRIME
 
 
-def build_hash(family: str, seed: int) -> HashFamily:
-    """The family of that name with that seed. Raises ValueError for an unknown name."""
+HASH_FAMILIES: dict[str, type[HashFamily]] = {
+    family.name: family for family in (IndependentHash, AffineHash, AuthorsHash)
+}
+HashFamilyName = Literal["independent", "affine", "authors"]
+
+
+def build_hash(family: str, seed: int, num_embeddings: Sequence[int] = ()) -> HashFamily:
+    """The family of that name with that seed; num_embeddings: rows of every table. Raises ValueError for an unknown
+    name."""
     if family not in HASH_FAMILIES:
         raise ValueError(f"hash_family {family!r} is unknown: known are {sorted(HASH_FAMILIES)}")
-    return HASH_FAMILIES[family](seed)
+    return HASH_FAMILIES[family](seed, num_embeddings)
 
 
 def locate(blocks: Tensor, feature: Tensor, constants: HashConstants, slots: int) -> Tensor:
@@ -151,7 +176,7 @@ def locate(blocks: Tensor, feature: Tensor, constants: HashConstants, slots: int
     device = blocks.device
     table_keys = torch.tensor(constants.table_keys, dtype=torch.int64, device=device)[feature]
     chunk_keys = torch.tensor(constants.chunk_keys, dtype=torch.int64, device=device)
-    if constants.family == "affine":
+    if constants.family != "independent":
         prime = 2038074743
         base = (blocks.remainder(prime) * constants.multiplier + table_keys) % prime  # below 2^63: factors below 2^31
         return (base.unsqueeze(-1) + chunk_keys).remainder_(prime).remainder_(slots)

@@ -1,24 +1,28 @@
 """ROBE: every table reads its rows, in blocks of Z consecutive elements, out of one array M of shared parameters.
 
 PSS paper (Desai and Shrivastava 2022, "The trade-offs of model size in large recommendation models", section 2.3),
-ROBE-Z; Z = 1 is HashedNet:
+ROBE-Z:
 
     E_t[i][j·Z : (j+1)·Z] = M[h(t, i, j) : h(t, i, j) + Z]
 
 h takes table t, row i and chunk j to [0, |M| - Z + 1), so a block never wraps around the end of M, as in the authors'
-code. For column `col` of row `row` of a table of dimension d:
+code; `circular` blocks start anywhere in [0, |M|) and go on at the beginning. For column `col` of row `row` of a table
+of dimension d:
 
     Z ≤ d:  i = row, j = col // Z, offset = col % Z; the last chunk of a row is shorter where Z does not divide d
     Z > d:  blocks of the flattened table, as in the ROBE paper (Desai, Chou and Shrivastava 2022, "Random Offset Block
             Embedding Array"): flat = row·d + col, i = flat // Z, j = 0, offset = flat % Z
     E_t[row][col] = g · M[h(t, i, j) + offset], with g = ±1 if `signed`, else 1
 
-Departures: t enters the hash itself, where the authors' code adds the rows of the tables before it to `row`; h is an
-own hash for every chunk unless `hash_family` asks for the paper's, which correlates chunks (pss.hashing); the sign g is
-drawn per block, from a second hash g(t, i, j) of the same family: one independent sign per hashed unit is what makes
-the inner products of colliding units unbiased (Weinberger et al. 2009, "Feature Hashing", section 2).
+Departures: t enters the hash itself, where the authors' code adds the rows of the tables before it to `row`, unless
+`hash_family` = "authors" asks for their address map to the letter (which also keeps i = row, j = 0 where Z > d); h is
+an own hash for every chunk unless `hash_family` asks for the paper's, which correlates chunks (pss.hashing); the sign g
+is drawn per block, from a second hash g(t, i, j) of the same family: one independent sign per hashed unit is what makes
+the inner products of colliding units unbiased (Weinberger et al. 2009, "Feature Hashing", section 2). `tiers` divide M
+between frequent and rare ids (pss.tiers).
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,7 +32,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from configs.request import EmbeddingRequest, refuse_compression
 from pss.chunks import read_chunks
-from pss.hashing import HashConstants, build_hash, locate, mix64
+from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
 
 placement: Literal["replicate", "shard"] = "replicate"
@@ -40,10 +44,13 @@ class Options(SharedArrayOptions):
     block_size: int = Field(8, ge=1)
     """Z, the consecutive elements of M that a block reads: 1 is HashedNet; longer blocks are faster up to about 16,
     and at Z = embedding_dim quality drops at high compression."""
-    hash_family: Literal["independent", "affine"] = "independent"
-    """independent = an own hash for every table and chunk; affine = the ROBE paper's, whose chunks are correlated."""
+    hash_family: HashFamilyName = "independent"
+    """independent = an own hash for every table and chunk; affine = the ROBE paper's, whose chunks are correlated;
+    authors = the same, tables told apart as in the authors' code."""
     signed: bool = False
     """Multiply every block by a hashed sign; measured to change nothing but noise."""
+    circular: bool = False
+    """Let a block that reaches the end of M go on at its beginning."""
 
 
 class RobeGroup(NamedTuple):
@@ -51,7 +58,10 @@ class RobeGroup(NamedTuple):
 
     embedding_dim: int
     block_size: int
+    memory_size: int
     slots: int  # locations are in [0, slots)
+    is_flattened: bool
+    is_circular: bool
     location: HashConstants
     signs: list[HashConstants]  # one, or none if not signed
 
@@ -66,13 +76,16 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             the compression obtained (`compression`) is no lower, except where one block is all there is.
         memory_size: |M|, overrides compression; at least block_size.
         block_size: Z, at least 1.
-        hash_family: "independent" or "affine", see pss.hashing.
+        hash_family: "independent", "affine" or "authors", see pss.hashing.
         signed: multiply each block by a hashed sign.
+        circular: blocks wrap around the end of M.
+        flattened: blocks of the flattened table instead of chunks of a row; None = where Z > d.
         gradient: "dense", "sparse" or "auto", see pss.shared_array.
         seed: of the hash and of the initial memory.
         init_scale: at least 0.
 
-    Raises ValueError naming the argument for values out of these ranges, and for more slots than the hash can reach.
+    Raises ValueError naming the argument for values out of these ranges, for more slots than the hash can reach, and
+    for flattened tables of 2^63 elements or more where Z < d.
     """
 
     _plan: list[RobeGroup]
@@ -88,6 +101,8 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         block_size: int = 8,
         hash_family: str = "independent",
         signed: bool = False,
+        circular: bool = False,
+        flattened: bool | None = None,
         gradient: str = "auto",
         seed: int = 0,
         init_scale: float = 0.01,
@@ -99,19 +114,38 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             memory_size = max(self.parameter_budget(compression), block_size)
         if memory_size < block_size:
             raise ValueError(f"memory_size must be at least block_size = {block_size}, not {memory_size}")
-        self.block_size, self.signed = block_size, signed
-        self.slots = memory_size - block_size + 1
-        self.location_hash = build_hash(hash_family, seed)
-        self.sign_hash = build_hash(hash_family, mix64(seed + 1))
+        self.block_size, self.signed, self.circular, self.flattened = block_size, signed, circular, flattened
+        self.memory_size = memory_size
+        self.slots = memory_size if circular else memory_size - block_size + 1
+        rows = [table.num_embeddings for table in tables]
+        self.location_hash = build_hash(hash_family, seed, rows)
+        self.sign_hash = build_hash(hash_family, mix64(seed + 1), rows)
         self.location_hash.check_slots(self.slots)
         self._plan = [self._group_plan(group) for group in range(len(self._groups))]
         self._allocate(memory_size, device)
 
+    def is_flattened(self, embedding_dim: int) -> bool:
+        """Whether tables of that dimension are read in blocks of the flattened table."""
+        if self.flattened is None:
+            return self.block_size > embedding_dim and self.location_hash.name != "authors"
+        return self.flattened
+
     def _group_plan(self, group: int) -> RobeGroup:
         tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
-        chunks = -(-dim // self.block_size)
-        signs = [self.sign_hash.constants(tables, chunks)] if self.signed else []
-        return RobeGroup(dim, self.block_size, self.slots, self.location_hash.constants(tables, chunks), signs)
+        is_flattened = self.is_flattened(dim)
+        if is_flattened:
+            _check_flattened([self.embedding_bag_configs()[table] for table in tables], self.block_size)
+        chunks = 1 if is_flattened else -(-dim // self.block_size)
+        return RobeGroup(
+            embedding_dim=dim,
+            block_size=self.block_size,
+            memory_size=self.memory_size,
+            slots=self.slots,
+            is_flattened=is_flattened,
+            is_circular=self.circular,
+            location=self.location_hash.constants(tables, chunks),
+            signs=[self.sign_hash.constants(tables, chunks)] if self.signed else [],
+        )
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return robe_rows(self.memory, ids, feature, self._plan[group], self.gradient)
@@ -122,8 +156,17 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             "block_size": self.block_size,
             "hash_family": self.location_hash.name,
             "signed": self.signed,
+            "circular": self.circular,
+            "flattened": str(self.flattened),
             "seed": self.seed,
         }
+
+
+def _check_flattened(tables: Sequence[EmbeddingBagConfig], block_size: int) -> None:
+    for table in tables:
+        if block_size < table.embedding_dim and table.num_embeddings * table.embedding_dim >= 1 << 63:
+            size = f"{table.num_embeddings} x {table.embedding_dim}"
+            raise ValueError(f"flattened: table {table.name!r} ({size}) has 2^63 elements or more")
 
 
 @torch.fx.wrap
@@ -131,13 +174,17 @@ def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gra
     """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
-    group; gradient: see pss.chunks. Returns (..., embedding_dim) of memory's dtype. Every int64 id has
-    a row: ids are not validated.
+    group; gradient: see pss.chunks. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids are
+    not validated.
     """
-    if plan.block_size > plan.embedding_dim:
+    if plan.is_flattened:
         return _flattened_rows(memory, ids, feature, plan, gradient)
     locations = locate(ids, feature, plan.location, plan.slots)
-    chunks = read_chunks(memory, locations, plan.block_size, gradient)
+    if plan.is_circular:
+        addresses = locations.unsqueeze(-1) + torch.arange(plan.block_size, device=ids.device)
+        chunks = read_chunks(memory, addresses.remainder_(plan.memory_size), 1, gradient).squeeze(-1)
+    else:
+        chunks = read_chunks(memory, locations, plan.block_size, gradient)
     for constants in plan.signs:
         chunks = chunks * _signs(ids, feature, constants).unsqueeze(-1)
     rows = chunks.flatten(-2)
@@ -145,22 +192,25 @@ def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gra
 
 
 def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gradient: str) -> Tensor:
-    """`robe_rows` where Z > d: a row lies in one block of the flattened table or across two.
+    """`robe_rows` where blocks are those of the flattened table: a row lies in up to ⌈(d - 1) / Z⌉ + 1 of them.
 
     row·d may exceed 63 bits; with row = a·Z + b it starts in block a·d + (b·d) // Z, at offset (b·d) % Z.
     """
-    a = torch.div(ids, plan.block_size, rounding_mode="floor")
-    start = (ids - a * plan.block_size) * plan.embedding_dim
-    first = a * plan.embedding_dim + torch.div(start, plan.block_size, rounding_mode="floor")
-    columns = torch.arange(plan.embedding_dim, device=ids.device)
-    offset = (start % plan.block_size).unsqueeze(-1) + columns  # (..., d), in [0, 2Z) from the first block's start
-    in_first = offset < plan.block_size
-    here = locate(first, feature, plan.location, plan.slots)
-    there = locate(first + 1, feature, plan.location, plan.slots) - plan.block_size
-    elements = read_chunks(memory, torch.where(in_first, here, there) + offset, 1, gradient).squeeze(-1)
+    dim, size = plan.embedding_dim, plan.block_size
+    a = torch.div(ids, size, rounding_mode="floor")
+    start = (ids - a * size) * dim
+    blocks = (a * dim + torch.div(start, size, rounding_mode="floor")).unsqueeze(-1)
+    blocks = blocks + torch.arange((dim + size - 2) // size + 1, device=ids.device)
+    feature = feature.unsqueeze(-1)
+    position = (start % size).unsqueeze(-1) + torch.arange(dim, device=ids.device)  # from the first block's start
+    block = torch.div(position, size, rounding_mode="floor")
+    locations = locate(blocks, feature, plan.location, plan.slots).squeeze(-1)
+    addresses = locations.gather(-1, block) + position % size
+    if plan.is_circular:
+        addresses = addresses % plan.memory_size
+    elements = read_chunks(memory, addresses, 1, gradient).squeeze(-1)
     for constants in plan.signs:
-        signs = torch.where(in_first, _signs(first, feature, constants), _signs(first + 1, feature, constants))
-        elements = elements * signs
+        elements = elements * _signs(blocks, feature, constants).squeeze(-1).gather(-1, block)
     return elements
 
 
@@ -179,6 +229,7 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
         block_size=options.block_size,
         hash_family=options.hash_family,
         signed=options.signed,
+        circular=options.circular,
         gradient=options.gradient,
         seed=request.seed,
         init_scale=request.init_scale,
@@ -196,11 +247,10 @@ def cell(module: RobeEmbeddingBagCollection, table: int, row: int, col: int) -> 
     config = module.embedding_bag_configs()[table]
     if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
         raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
-    block_size = module.block_size
-    if block_size <= config.embedding_dim:
-        block, (chunk, offset) = row, divmod(col, block_size)
+    if module.is_flattened(config.embedding_dim):
+        (block, offset), chunk = divmod(row * config.embedding_dim + col, module.block_size), 0
     else:
-        (block, offset), chunk = divmod(row * config.embedding_dim + col, block_size), 0
-    location = module.location_hash.location(table, block, chunk, module.slots)
+        block, (chunk, offset) = row, divmod(col, module.block_size)
+    address = module.location_hash.location(table, block, chunk, module.slots) + offset
     sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if module.signed else 1
-    return sign * module.memory[location + offset].item()
+    return sign * module.memory[address % module.memory_size].item()

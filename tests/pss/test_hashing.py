@@ -7,10 +7,12 @@ EDGE_IDS = [0, 1, 2, 2**31 - 1, 2**31, 2**32 + 5, 2**53 + 1, 2**62, 2**63 - 2, 2
 SLOTS = [1, 2, 7, 1000, 2**30 + 3, AffineHash.PRIME]
 WIDE_SLOTS = [2**31 - 1, 2**31, 2**31 + 1, 2**40 + 7]
 
+NUM_EMBEDDINGS = (7, 2**40, 1, 12, 5)
+
 
 def locations(family: str, seed: int, ids: torch.Tensor, slots: int, chunks: int = 4) -> torch.Tensor:
     """(V, chunks) of table 0."""
-    constants = build_hash(family, seed).constants([0], chunks)
+    constants = build_hash(family, seed, NUM_EMBEDDINGS).constants([0], chunks)
     return locate(ids, torch.zeros(1, dtype=torch.int64), constants, slots)
 
 
@@ -32,7 +34,7 @@ def test_tensors_and_python_integers_agree(family: str, slots: int):
     ids = torch.cat([torch.tensor(EDGE_IDS), torch.randint(0, 2**63 - 1, (50,), generator=generator)])
     tables = [4, 0, 4, 1]
     for seed in (0, 7, 2**63 + 1):
-        hash_ = build_hash(family, seed)
+        hash_ = build_hash(family, seed, NUM_EMBEDDINGS)
         got = locate(ids.unsqueeze(1), torch.arange(4), hash_.constants(tables, 5), slots)
         expected = [
             [[hash_.location(table, i, chunk, slots) for chunk in range(5)] for table in tables] for i in ids.tolist()
@@ -93,7 +95,18 @@ def test_the_affine_hash_cannot_tell_ids_apart_beyond_its_prime():
 
 
 def test_impossible_hashes_are_refused():
-    with pytest.raises(ValueError, match=r"hash_family 'md5' is unknown: known are \['affine', 'independent'\]"):
+    with pytest.raises(ValueError, match=r"hash_family 'md5' is unknown: known are \['affine', 'authors', 'independent'\]"):
         build_hash("md5", 0)
     with pytest.raises(ValueError, match=f"'affine' reaches {AffineHash.PRIME} slots at most, not {2**31}"):
         build_hash("affine", 0).check_slots(2**31)
+
+
+def test_the_authors_address_is_their_formula():
+    """((id + offset)·R3 + (j // Z)·R2 + R1) % P % (|M| − Z + 1) + j % Z, for element j of a row, in Python integers."""
+    hash_ = build_hash("authors", 5, NUM_EMBEDDINGS)
+    r3, r2, r1 = (hash_._coefficient(k) for k in (0, 1, 3))  # pyright: ignore[reportAttributeAccessIssue]
+    block_size, memory_size = 8, 1000
+    for table, row, column in [(0, 6, 0), (1, 2**40 - 1, 17), (3, 0, 31), (4, 4, 8)]:
+        row_of_all = sum(NUM_EMBEDDINGS[:table]) + row
+        expected = (row_of_all * r3 + column // block_size * r2 + r1) % 2038074743 % (memory_size - block_size + 1)
+        assert hash_.location(table, row, column // block_size, memory_size - block_size + 1) == expected

@@ -44,11 +44,13 @@ KEYS = ["d", "a", "b", "c"]
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("family", HASH_FAMILIES)
 @pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_lookup_equals_cell(block_size: int, family: str, signed: bool, is_weighted: bool):
+def test_lookup_equals_cell(block_size: int, family: str, signed: bool, circular: bool, is_weighted: bool):
     module = RobeEmbeddingBagCollection(
-        mixed_tables(), is_weighted, memory_size=60, block_size=block_size, hash_family=family, signed=signed, seed=5
-    )
+        mixed_tables(), is_weighted, memory_size=60, block_size=block_size, hash_family=family, signed=signed,
+        circular=circular, seed=5,
+    )  # fmt: skip
     for max_length in (4, 0):
         features = random_kjt(KEYS, 3, max_id=9, max_length=max_length, weighted=is_weighted)
         pooled = module(features)
@@ -56,6 +58,37 @@ def test_lookup_equals_cell(block_size: int, family: str, signed: bool, is_weigh
         torch.testing.assert_close(
             pooled.values().double(), pooled_by_cell(module, cell, features), rtol=1e-5, atol=1e-7
         )
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 8])
+@pytest.mark.parametrize("circular", [False, True])
+def test_any_table_can_be_flattened(block_size: int, circular: bool):
+    module = RobeEmbeddingBagCollection(
+        mixed_tables(), memory_size=60, block_size=block_size, flattened=True, circular=circular, signed=True
+    )
+    features = random_kjt(KEYS, 3, max_id=9)
+    torch.testing.assert_close(module(features).values().double(), pooled_by_cell(module, cell, features))
+
+
+def test_blocks_wrap_around_if_circular():
+    """With |M| = Z a block that does not wrap starts at 0; a circular one anywhere, and holds every element once."""
+    tables = [table("a", 50, 8)]
+    straight, circular = (RobeEmbeddingBagCollection(tables, memory_size=8, circular=c) for c in (False, True))
+    rows = materialise(circular, cell, 0)
+    assert (materialise(straight, cell, 0) == straight.memory).all()
+    assert (rows.sort(dim=1).values == circular.memory.sort().values).all()
+    assert len(rows.unique(dim=0)) == 8
+
+
+def test_the_authors_map_reads_the_head_of_one_block_where_z_exceeds_d():
+    module = RobeEmbeddingBagCollection([table("a", 9, 3)], memory_size=40, block_size=8, hash_family="authors")
+    windows = module.memory.unfold(0, 3, 1)[: 40 - 8 + 1]
+    assert all((row == windows).all(1).any() for row in materialise(module, cell, 0))
+
+
+def test_a_flattened_table_beyond_63_bits_is_refused():
+    with pytest.raises(ValueError, match=r"'a' \(\d+ x 16\) has 2\^63 elements or more"):
+        RobeEmbeddingBagCollection([table("a", 2**60, 16)], memory_size=40, block_size=1, flattened=True)
 
 
 @pytest.mark.parametrize("dim", [16, 7])  # Z = 8 below and above

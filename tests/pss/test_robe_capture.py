@@ -20,6 +20,8 @@ KEYS = ["c", "a", "b"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "short blocks, signed": {"memory_size": 100, "block_size": 3, "signed": True},
+    "circular": {"memory_size": 20, "circular": True},
+    "flattened, circular, signed": {"memory_size": 20, "flattened": True, "circular": True, "signed": True},
     "long blocks, signed, affine": {"memory_size": 100, "block_size": 16, "signed": True, "hash_family": "affine"},
 }
 
