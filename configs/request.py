@@ -24,6 +24,11 @@ class EmbeddingRequest:
     is_weighted: bool = False
     id_counts: Sequence[np.ndarray] | None = None
 
+    def check_reached(self, method: str, reached: float) -> None:
+        """Raises CompressionRefused where the smallest that the method can be on these tables is not small enough."""
+        if reached < self.compression:
+            raise CompressionRefused(method, self.compression, reached)
+
 
 class CompressionRefused(ValueError):
     """A method cannot store as little as was asked. nearest: the highest compression to ask for instead."""

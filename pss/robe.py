@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import EmbeddingRequest
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
@@ -234,8 +234,7 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
         seed=request.seed,
         init_scale=request.init_scale,
     )
-    if module.compression < request.compression:
-        raise refuse_compression("robe", request.compression, module.compression)
+    request.check_reached("robe", module.compression)
     return module
 
 

@@ -45,3 +45,35 @@ def test_reads_nothing_at_no_location():
 def test_the_traceable_formula_is_the_same():
     memory, locations = torch.randn(9), torch.tensor([[0, 4], [4, 6]])
     assert torch.equal(chunks._read_addresses(memory, locations, 3), read_chunks(memory, locations, 3))
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_the_sparse_gradient_is_the_dense_one_coalesced(width: int, aligned: bool):
+    """Repeated, overlapping and, if aligned, only repeated runs; every slot once, in order, and no untouched one."""
+    generator = torch.Generator().manual_seed(width)
+    memory = torch.randn(40, dtype=torch.float64, generator=generator, requires_grad=True)
+    locations = torch.randint(0, 4, (5, 6), generator=generator) * (8 if aligned else 3)
+    grad = torch.randn(5, 6, width, dtype=torch.float64, generator=generator)
+    (dense,) = torch.autograd.grad(read_chunks(memory, locations, width, "dense"), memory, grad)
+    (sparse,) = torch.autograd.grad(read_chunks(memory, locations, width, "sparse"), memory, grad)
+    assert sparse.is_sparse
+    assert sparse.is_coalesced()
+    slots = sparse.indices()[0]
+    assert slots.tolist() == sorted({location + z for location in locations.flatten().tolist() for z in range(width)})
+    torch.testing.assert_close(sparse.to_dense(), dense)
+
+
+def test_auto_is_sparse_where_few_slots_are_read():
+    for size, is_sparse in ((40 * 6, False), (40 * 6 + 1, True)):
+        memory = torch.zeros(size, requires_grad=True)
+        read_chunks(memory, torch.tensor([0, 9]), 3, "auto").sum().backward()
+        assert memory.grad is not None
+        assert memory.grad.is_sparse == is_sparse
+
+
+def test_no_chunk_has_an_empty_sparse_gradient():
+    memory = torch.randn(9, requires_grad=True)
+    read_chunks(memory, torch.empty(0, dtype=torch.int64), 3, "sparse").sum().backward()
+    assert memory.grad is not None
+    assert memory.grad._nnz() == 0
