@@ -88,10 +88,7 @@ def build(
         is_weighted=request.is_weighted,
         device=request.device,
         compression=request.compression,
-        key=options.key,
-        signed=options.signed,
-        hash_family=options.hash_family,
-        gradient=options.gradient,
+        **options.model_dump(),
         seed=request.seed,
         init_scale=request.init_scale,
     )

@@ -18,15 +18,16 @@ Departures: t enters the hash itself, where the authors' code adds the rows of t
 `hash_family` = "authors" asks for their address map to the letter (which also keeps i = row, j = 0 where Z > d); h is
 an own hash for every chunk unless `hash_family` asks for the paper's, which correlates chunks (pss.hashing); the sign g
 is drawn per block, from a second hash g(t, i, j) of the same family: one independent sign per hashed unit is what makes
-the inner products of colliding units unbiased (Weinberger et al. 2009, "Feature Hashing", section 2). `tiers` divide M
-between frequent and rare ids (pss.tiers).
+the inner products of colliding units unbiased (Weinberger et al. 2009, "Feature Hashing", section 2). With `tiers` h
+takes frequent and rare ids to different parts of M, and private rows have no h at all (pss.tiers).
 """
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -34,6 +35,7 @@ from configs.request import EmbeddingRequest
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
+from pss.tiers import NO_PRIVATE_ROWS, Tiers, check_counts, check_tiers, solve_private_rows, solve_tiers
 
 placement: Literal["replicate", "shard"] = "replicate"
 
@@ -51,6 +53,19 @@ class Options(SharedArrayOptions):
     """Multiply every block by a hashed sign; measured to change nothing but noise."""
     circular: bool = False
     """Let a block that reaches the end of M go on at its beginning."""
+    tiers: tuple[tuple[int, float], ...] = ()
+    """[[count, share], ...], counts falling: ids seen in training fewer than `count` times share only the last `share`
+    of M among themselves. Needs ids numbered by falling frequency, and a pass over the training rows to count them."""
+
+    @property
+    def needs_id_counts(self) -> bool:
+        return bool(self.tiers)
+
+    @field_validator("tiers")
+    @classmethod
+    def _tiers_are_possible(cls, tiers: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+        check_tiers(tiers)
+        return tiers
 
 
 class RobeGroup(NamedTuple):
@@ -59,7 +74,11 @@ class RobeGroup(NamedTuple):
     embedding_dim: int
     block_size: int
     memory_size: int
-    slots: int  # locations are in [0, slots)
+    starts: list[int]  # of every tier: locations are in [start, start + slots)
+    slots: list[int]
+    bounds: list[list[int]]  # [tier from 1 on][feature]: first row in it
+    private_bounds: list[int]  # of each feature: rows from 1 to it are private; empty if there are none
+    private_starts: list[int]
     is_flattened: bool
     is_circular: bool
     location: HashConstants
@@ -79,6 +98,10 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         hash_family: "independent", "affine" or "authors", see pss.hashing.
         signed: multiply each block by a hashed sign.
         circular: blocks wrap around the end of M.
+        tiers: pairs of a count and a share, see pss.tiers.
+        private_share: share of M for private rows of the ids seen most often, see pss.tiers.
+        id_counts: how often each id occurs in training, (num_embeddings,) for every table, falling from row 1 on;
+            needed for tiers and private rows.
         flattened: blocks of the flattened table instead of chunks of a row; None = where Z > d.
         gradient: "dense", "sparse" or "auto", see pss.shared_array.
         seed: of the hash and of the initial memory.
@@ -103,6 +126,9 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         signed: bool = False,
         circular: bool = False,
         flattened: bool | None = None,
+        tiers: Sequence[Sequence[float]] = (),
+        private_share: float = 0.0,
+        id_counts: Sequence[np.ndarray] | None = None,
         gradient: str = "auto",
         seed: int = 0,
         init_scale: float = 0.01,
@@ -110,17 +136,28 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         super().__init__(tables, is_weighted, gradient=gradient, seed=seed, init_scale=init_scale)
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {block_size}")
+        if not 0 <= private_share < 1:
+            raise ValueError(f"private_share must be at least 0 and below 1, not {private_share}")
+        is_divided = len(tiers) > 0 or private_share > 0
+        if is_divided and (circular or flattened):
+            raise ValueError("tiers and private rows need circular = False and rows that are not flattened")
+        self._stored_bounds = len(tables) * (len(tiers) + 2 * (private_share > 0))
         if memory_size is None:
-            memory_size = max(self.parameter_budget(compression), block_size)
+            memory_size = max(self.parameter_budget(compression) - 2 * self._stored_bounds, block_size)
         if memory_size < block_size:
             raise ValueError(f"memory_size must be at least block_size = {block_size}, not {memory_size}")
         self.block_size, self.signed, self.circular, self.flattened = block_size, signed, circular, flattened
         self.memory_size = memory_size
-        self.slots = memory_size if circular else memory_size - block_size + 1
+        self.private, self.tiers = NO_PRIVATE_ROWS, Tiers([0], [memory_size], [])
+        if is_divided:
+            id_counts = check_counts(tables, id_counts)
+            self.private = solve_private_rows(tables, id_counts, int(private_share * memory_size))
+            self.tiers = solve_tiers(tiers, id_counts, self.private.size, memory_size, block_size)
+        self.slots = [size if circular else size - block_size + 1 for size in self.tiers.sizes]
         rows = [table.num_embeddings for table in tables]
         self.location_hash = build_hash(hash_family, seed, rows)
         self.sign_hash = build_hash(hash_family, mix64(seed + 1), rows)
-        self.location_hash.check_slots(self.slots)
+        self.location_hash.check_slots(max(self.slots))
         self._plan = [self._group_plan(group) for group in range(len(self._groups))]
         self._allocate(memory_size, device)
 
@@ -133,6 +170,10 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     def _group_plan(self, group: int) -> RobeGroup:
         tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
         is_flattened = self.is_flattened(dim)
+        if is_flattened and (self.private.size or self.tiers.bounds):
+            raise ValueError(
+                f"tiers and private rows need block_size up to embedding_dim = {dim}, not {self.block_size}"
+            )
         if is_flattened:
             _check_flattened([self.embedding_bag_configs()[table] for table in tables], self.block_size)
         chunks = 1 if is_flattened else -(-dim // self.block_size)
@@ -140,7 +181,11 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             embedding_dim=dim,
             block_size=self.block_size,
             memory_size=self.memory_size,
+            starts=self.tiers.starts,
             slots=self.slots,
+            bounds=[[bounds[table] for table in tables] for bounds in self.tiers.bounds],
+            private_bounds=[self.private.bounds[table] for table in tables] if self.private.size else [],
+            private_starts=[self.private.starts[table] for table in tables] if self.private.size else [],
             is_flattened=is_flattened,
             is_circular=self.circular,
             location=self.location_hash.constants(tables, chunks),
@@ -158,8 +203,14 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             "signed": self.signed,
             "circular": self.circular,
             "flattened": str(self.flattened),
+            "tiers": str(self.tiers),
+            "private": str(self.private),
             "seed": self.seed,
         }
+
+    def stored_bytes(self) -> int:
+        """Bytes of M, and of the first rows of tiers and private rows."""
+        return super().stored_bytes() + 8 * self._stored_bounds
 
 
 def _check_flattened(tables: Sequence[EmbeddingBagConfig], block_size: int) -> None:
@@ -179,7 +230,9 @@ def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gra
     """
     if plan.is_flattened:
         return _flattened_rows(memory, ids, feature, plan, gradient)
-    locations = locate(ids, feature, plan.location, plan.slots)
+    locations = locate(ids, feature, plan.location, plan.slots[0])
+    if len(plan.starts) > 1 or len(plan.private_starts) > 0:
+        locations = _divided(locations, ids, feature, plan)
     if plan.is_circular:
         addresses = locations.unsqueeze(-1) + torch.arange(plan.block_size, device=ids.device)
         chunks = read_chunks(memory, addresses.remainder_(plan.memory_size), 1, gradient).squeeze(-1)
@@ -189,6 +242,23 @@ def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gra
         chunks = chunks * _signs(ids, feature, constants).unsqueeze(-1)
     rows = chunks.flatten(-2)
     return rows if rows.size(-1) == plan.embedding_dim else rows.narrow(-1, 0, plan.embedding_dim)
+
+
+def _divided(locations: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup) -> Tensor:
+    """Locations (..., chunks) in the first tier, as if it began at 0 -> in the part of M where each id belongs."""
+    locations = locations + plan.starts[0]
+    for tier in range(1, len(plan.starts)):
+        first = torch.tensor(plan.bounds[tier - 1], dtype=torch.int64, device=ids.device)[feature]
+        there = locate(ids, feature, plan.location, plan.slots[tier]) + plan.starts[tier]
+        locations = torch.where((ids >= first).unsqueeze(-1), there, locations)
+    if len(plan.private_starts) > 0:
+        bound = torch.tensor(plan.private_bounds, dtype=torch.int64, device=ids.device)[feature]
+        start = torch.tensor(plan.private_starts, dtype=torch.int64, device=ids.device)[feature]
+        chunks = torch.arange(locations.size(-1), device=ids.device) * plan.block_size
+        is_private = ((ids >= 1) & (ids < bound)).unsqueeze(-1)
+        own = (start + ids * plan.embedding_dim).unsqueeze(-1) + chunks
+        locations = torch.where(is_private, own, locations)
+    return locations
 
 
 def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gradient: str) -> Tensor:
@@ -204,7 +274,7 @@ def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGrou
     feature = feature.unsqueeze(-1)
     position = (start % size).unsqueeze(-1) + torch.arange(dim, device=ids.device)  # from the first block's start
     block = torch.div(position, size, rounding_mode="floor")
-    locations = locate(blocks, feature, plan.location, plan.slots).squeeze(-1)
+    locations = locate(blocks, feature, plan.location, plan.slots[0]).squeeze(-1)
     addresses = locations.gather(-1, block) + position % size
     if plan.is_circular:
         addresses = addresses % plan.memory_size
@@ -226,11 +296,8 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
         is_weighted=request.is_weighted,
         device=request.device,
         compression=request.compression,
-        block_size=options.block_size,
-        hash_family=options.hash_family,
-        signed=options.signed,
-        circular=options.circular,
-        gradient=options.gradient,
+        **options.model_dump(),
+        id_counts=request.id_counts,
         seed=request.seed,
         init_scale=request.init_scale,
     )
@@ -250,6 +317,11 @@ def cell(module: RobeEmbeddingBagCollection, table: int, row: int, col: int) -> 
         (block, offset), chunk = divmod(row * config.embedding_dim + col, module.block_size), 0
     else:
         block, (chunk, offset) = row, divmod(col, module.block_size)
-    address = module.location_hash.location(table, block, chunk, module.slots) + offset
+    if 1 <= row < (module.private.bounds[table] if module.private.size else 0):
+        address = module.private.starts[table] + row * config.embedding_dim + col
+    else:
+        tier = sum(row >= bounds[table] for bounds in module.tiers.bounds)
+        location = module.location_hash.location(table, block, chunk, module.slots[tier])
+        address = module.tiers.starts[tier] + location + offset
     sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if module.signed else 1
     return sign * module.memory[address % module.memory_size].item()
