@@ -1,0 +1,287 @@
+"""Quantised tables: full tables while they train, then rows of 16 to 2 bits a value.
+
+A row x of d values becomes d codes of `bits` bits, a scale s and a bias b, packed by FBGEMM's row-wise ops:
+
+    E_t[i][j] = s · code[j] + b      code[j] = round((x[j] - b) / s)      b = min x      s = (max x - b) / (2^bits - 1)
+
+with s and b in fp32 (8 bits) or fp16 (4 and 2 bits); 16 bits are plain fp16 values, without scale and bias. It is the
+uniform quantisation by range of Guan et al. 2019, "Post-training 4-bit quantization on embedding tables",
+arXiv:1911.02079. A value is off by s / 2 at most, and by what rounding s and b to fp16 adds. Codes fill whole units of
+4 bytes (8 bits) or 2 bytes: shorter rows are filled up with copies of their last value, which are counted.
+
+When rows are quantised (option `when`):
+
+- "after": training reads and updates the fp32 tables, `eval()` looks up quantised rows.
+- "during": training reads the quantised rows too, and the gradient goes to the fp32 rows as if those had been read: the
+  straight-through estimator of Jacob et al. 2018, "Quantization and training of neural networks for efficient
+  integer-arithmetic-only inference". What trains and is in checkpoints is the fp32 rows: steps smaller than half a
+  scale, nearly all of them, would be lost on the codes, and gather there.
+
+Both ways every evaluation is of the model at the promised size, `stored_bytes`: that of the packed rows. And both train
+full tables with the optimizer's state for all of them: memory is saved after training only. In eval mode rows have no
+gradient.
+"""
+
+import os
+import struct
+from abc import abstractmethod
+from fractions import Fraction
+from typing import Any, Literal, cast
+
+import fbgemm_gpu  # noqa: F401  (registers the ops)
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from baselines.full import fill_initial_rows
+from configs.request import EmbeddingRequest, refuse_compression
+from configs.schema import Section
+from pss.collection import ComputedEmbeddingBagCollection
+
+placement: Literal["replicate", "shard"] = "replicate"
+
+Bits = Literal[16, 8, 4, 2]
+_BITS: tuple[Bits, ...] = (16, 8, 4, 2)
+
+
+class Options(Section):
+    """Keys of [embedding.quantized]."""
+
+    bits: Bits | Literal["auto"] = "auto"
+    """Bits of a value: 16 = fp16, 8, 4 and 2 = codes by row; auto = the most that reach the compression."""
+    when: Literal["after", "during"] = "after"
+    """after = train in fp32 and evaluate quantised rows, during = read quantised rows in training too
+    (quantisation-aware); the tables that train are fp32 either way."""
+
+
+class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
+    """Full tables while they train, of which eval mode reads a smaller form, made from them when it is first read.
+
+    Tables of one embedding_dim are stacked, in their order, in one parameter `weight_<dim>` (Σ num_embeddings, dim)
+    fp32, with a dense gradient. They start as `baselines.full`, to the bit. The smaller form is not in the state dict:
+    it is made anew after every `train()`, `eval()`, loading or moving. An id outside its table reads another row.
+    torch.fx traces it, TorchScript does not compile it.
+
+    A subclass calls `_allocate` and `reset_parameters` at the end of its constructor.
+    """
+
+    _smaller: dict[int, Tensor] | None = None
+
+    def _allocate(self, device: torch.device | None, seed: int, init_scale: float) -> None:
+        """Raises ValueError for an init_scale below 0, and for tables that cannot be in this machine's memory."""
+        if not init_scale >= 0:
+            raise ValueError(f"init_scale must be at least 0, not {init_scale}")
+        needed, memory = 4 * self._full_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if torch.empty(0, device=device).device.type == "cpu" and needed > memory:
+            raise ValueError(
+                f"the full tables that are trained before compression take {needed / 2**30:.0f} GiB, "
+                f"this machine has {memory / 2**30:.0f} GiB"
+            )
+        self.seed, self.init_scale = seed, init_scale
+        self.first_rows: list[int] = []  # of each table in its stack
+        rows: dict[int, int] = {}
+        for table in self.embedding_bag_configs():
+            self.first_rows.append(rows.get(table.embedding_dim, 0))
+            rows[table.embedding_dim] = self.first_rows[-1] + table.num_embeddings
+        self.dims = list(rows)
+        for dim, count in rows.items():
+            self.register_parameter(f"weight_{dim}", nn.Parameter(torch.empty(count, dim, device=device)))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The rows that `baselines.full` starts with; nothing on the meta device."""
+        self._smaller = None
+        for index, table in enumerate(self.embedding_bag_configs()):
+            weight = self.weight(table.embedding_dim).narrow(0, self.first_rows[index], table.num_embeddings)
+            if weight.device.type != "meta":
+                fill_initial_rows(weight, table=index, seed=self.seed, init_scale=self.init_scale)
+
+    def weight(self, dim: int) -> Tensor:
+        """The stacked tables of that embedding_dim, (Σ num_embeddings, dim)."""
+        return cast(Tensor, getattr(self, f"weight_{dim}"))
+
+    def smaller(self, dim: int) -> Tensor:
+        """What eval mode reads for the tables of that embedding_dim."""
+        if self._smaller is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._smaller = self._make_smaller()
+        return self._smaller[dim]
+
+    @abstractmethod
+    def _make_smaller(self) -> dict[int, Tensor]:
+        """By embedding_dim, one row for each row of `weight`."""
+
+    def _stacked(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
+        """The rows of `weight` that ids read, of ids' shape."""
+        return ids + pick([self.first_rows[table] for table in self._groups[group].tables], feature)
+
+    def train(self, mode: bool = True) -> Any:
+        self._smaller = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._smaller = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._smaller = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+@torch.fx.wrap
+def pick(numbers: list[int], index: Tensor) -> Tensor:
+    """numbers[index], of index' shape and device."""
+    return torch.tensor(numbers, device=index.device)[index]
+
+
+class QuantizedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
+    """A drop-in for TorchRec's `EmbeddingBagCollection` with quantised rows; see the module's docstring.
+
+    Args:
+        tables, is_weighted: as for `EmbeddingBagCollection`; tables may differ in embedding_dim.
+        device: of the parameters; None is torch's default device.
+        compression: asked bytes of the full tables / `stored_bytes`, at least 1.
+        bits: 16, 8, 4, 2, or "auto" for the most of them that reach the compression.
+        when: "after" or "during".
+        seed, init_scale: of the start.
+
+    Raises ValueError naming the argument for values out of range, CompressionRefused where the bits do not reach.
+    """
+
+    def __init__(
+        self,
+        tables: list[EmbeddingBagConfig],
+        is_weighted: bool = False,
+        device: torch.device | None = None,
+        *,
+        compression: float = 1.0,
+        bits: int | str = "auto",
+        when: str = "after",
+        seed: int = 0,
+        init_scale: float = 0.01,
+    ) -> None:
+        super().__init__(tables, is_weighted)
+        if bits != "auto" and bits not in _BITS:
+            raise ValueError(f"bits must be one of {_BITS} or 'auto', not {bits!r}")
+        if when not in ("after", "during"):
+            raise ValueError(f"when {when!r} is unknown: known are ['after', 'during']")
+        self.parameter_budget(compression)  # checks it
+        sizes = {choice: self._packed_bytes(choice) for choice in _BITS if bits in (choice, "auto")}
+        reached = Fraction(4 * self._full_parameters, min(sizes.values())) if tables else Fraction(compression)
+        if reached < 1:
+            raise ValueError(f"bits = {bits}: with scale and bias the rows of these tables are larger than in fp32")
+        if reached < Fraction(compression):
+            raise refuse_compression(f"quantized with bits = {bits}", compression, float(reached))
+        budget_bytes = 4 * self._full_parameters / Fraction(compression)
+        self.bits, self.when = next(choice for choice, size in sizes.items() if size <= budget_bytes), when
+        self._allocate(device, seed, init_scale)
+        self.reset_parameters()
+
+    def stored_bytes(self) -> int:
+        """Bytes of the packed rows, scales and biases included."""
+        return self._packed_bytes(self.bits)
+
+    def _packed_bytes(self, bits: int) -> int:
+        tables = self.embedding_bag_configs()
+        return sum(table.num_embeddings * row_bytes(table.embedding_dim, bits) for table in tables)
+
+    def _make_smaller(self) -> dict[int, Tensor]:
+        return {dim: quantize(self.weight(dim), self.bits) for dim in self.dims}
+
+    def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
+        dim, stacked = self._groups[group].embedding_dim, self._stacked(group, ids, feature)
+        if not self.training:
+            return dequantize(self.smaller(dim)[stacked], dim, self.bits)
+        rows = F.embedding(stacked, self.weight(dim))
+        if self.when == "after":
+            return rows
+        read = dequantize(quantize(rows.detach(), self.bits), dim, self.bits)
+        return read + (rows - rows.detach())  # the values of `read`, to the bit, with the gradient of `rows`
+
+    def _options(self) -> dict[str, int | str | bool]:
+        return {"bits": self.bits, "when": self.when}
+
+
+def _filled_columns(dim: int, bits: int) -> int:
+    """Columns that fill whole units of what FBGEMM packs on every device."""
+    unit = {8: 4, 4: 4, 2: 8}[bits]
+    return -(-dim // unit) * unit
+
+
+def row_bytes(dim: int, bits: int) -> int:
+    """Bytes of a packed row: codes, scale and bias."""
+    if bits == 16:
+        return 2 * dim
+    return _filled_columns(dim, bits) * bits // 8 + (8 if bits == 8 else 4)
+
+
+@torch.fx.wrap
+def quantize(rows: Tensor, bits: int) -> Tensor:
+    """(..., dim) fp32 -> (..., row_bytes) uint8."""
+    if bits == 16:
+        return rows.half().view(torch.uint8)
+    filled = _filled_columns(rows.shape[-1], bits)
+    flat = rows.flatten(0, -2)
+    flat = torch.cat([flat, flat[:, -1:].expand(-1, filled - flat.shape[1])], dim=1) if filled > flat.shape[1] else flat
+    if bits == 8:
+        packed = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(flat)
+    else:
+        packed = torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(flat, bits)
+    return packed.unflatten(0, rows.shape[:-1])
+
+
+@torch.fx.wrap
+def dequantize(packed: Tensor, dim: int, bits: int) -> Tensor:
+    """(..., row_bytes) uint8 -> (..., dim) fp32."""
+    if bits == 16:
+        return packed.view(torch.float16).float()
+    if bits == 8:
+        rows = torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(packed.flatten(0, -2))
+    else:
+        rows = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(packed.flatten(0, -2), bits)
+    return rows[:, :dim].unflatten(0, packed.shape[:-1])
+
+
+def build(
+    tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest
+) -> QuantizedEmbeddingBagCollection:
+    """Raises CompressionRefused where rows of these bits are larger than the budget."""
+    return QuantizedEmbeddingBagCollection(
+        tables,
+        is_weighted=request.is_weighted,
+        device=request.device,
+        compression=request.compression,
+        bits=options.bits,
+        when=options.when,
+        seed=request.seed,
+        init_scale=request.init_scale,
+    )
+
+
+def cell(module: QuantizedEmbeddingBagCollection, table: int, row: int, col: int) -> float:
+    """What the module's mode reads: the trained value, or s · code + b of the packed row, decoded in plain Python.
+
+    Raises IndexError outside the table."""
+    config = module.embedding_bag_configs()[table]
+    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
+        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    row, weight = module.first_rows[table] + row, module.weight(config.embedding_dim).detach()
+    if not module.training:
+        packed = module.smaller(config.embedding_dim)[row]
+    elif module.when == "during":
+        packed = quantize(weight[row : row + 1], module.bits)[0]
+    else:
+        return weight[row, col].item()
+    return decode(bytes(packed.tolist()), col, module.bits)
+
+
+def decode(packed: bytes, col: int, bits: int) -> float:
+    """One value of a packed row: little-endian, the first code in the lowest bits of a byte, scale and bias last."""
+    if bits == 16:
+        return struct.unpack_from("<e", packed, 2 * col)[0]
+    if bits == 8:
+        scale, bias = struct.unpack("<2f", packed[-8:])
+        return scale * packed[col] + bias
+    scale, bias = struct.unpack("<2e", packed[-4:])
+    return scale * (packed[col * bits // 8] >> col * bits % 8 & (1 << bits) - 1) + bias
