@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 OptimizerName = Literal["sgd", "adagrad"]
+DenseOptimizerName = Literal["sgd", "adagrad", "adam"]
 Sharding = Literal[
     "planner", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "data_parallel"
 ]
@@ -61,6 +62,11 @@ class EmbeddingSection(Section):
     """Parameters of the full tables / parameters stored."""
     init_scale: float = Field(default=0.01, gt=0.0)
     """Embedding parameters start uniform in ± init_scale: small starts are best for full tables and ROBE alike."""
+    whole_tables_below: int = Field(default=0, ge=0)
+    """Tables of fewer rows than this are stored whole, whatever the method; their parameters count."""
+    fit_to: str = ""
+    """Run directory of a trained run with full tables that kept its best evaluation (checkpoint.keep_best): start from
+    its layers, and from the compressed tables that fit its tables best, instead of at random."""
     options: SerializeAsAny[Section] = Section()
 
 
@@ -76,7 +82,7 @@ class ParallelismSection(Section):
 
 
 class OptimizerSection(Section):
-    dense: OptimizerName = "sgd"
+    dense: DenseOptimizerName = "sgd"
     """Optimizer of the layers outside the embeddings."""
     dense_learning_rate: float = Field(gt=0.0)
     embedding: OptimizerName = "sgd"
@@ -111,6 +117,8 @@ class EvaluationSection(Section):
     """Evaluate each time this fraction of the training rows has been seen, and at the end."""
     global_batch_size: int = Field(default=16384, ge=1)
     """Rows per evaluation step over all ranks."""
+    at_start: bool = False
+    """Evaluate before the first step too."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many evaluations without a better log loss on the validation rows; 0 = never."""
 
@@ -120,6 +128,8 @@ class CheckpointSection(Section):
     """Steps between checkpoints; 0 = none during training."""
     at_end: bool = False
     """Write a checkpoint when training ends."""
+    keep_best: bool = False
+    """Keep a checkpoint of the best evaluation so far, as checkpoints/best."""
     keep_last: int = Field(default=2, ge=1)
     resume: Literal["never", "auto"] = "auto"
     """auto = continue from the newest checkpoint of the run directory where there is one, never = start anew."""

@@ -12,10 +12,10 @@ from types import FrameType
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from configs.load import ConfigError, describe_keys, dump_config, load_config
+from configs.load import ConfigError, describe_keys, dump_config, load_config, resolved
 from configs.schema import RunConfig
 from recsys.checkpoint import Checkpoints
-from recsys.data import Dataset, build_dataset
+from recsys.data import Dataset, build_dataset, count_ids
 from recsys.description import describe_run, describe_size, format_plan, identity
 from recsys.embeddings import (
     METHODS,
@@ -25,6 +25,7 @@ from recsys.embeddings import (
     state_tensors,
     stored_bytes,
 )
+from recsys.fit import start_from_trained
 from recsys.models import build_model
 from recsys.optim import build_optimizers
 from recsys.parallelism import Ranks, apply_parallelism, choose_device, describe_placement, process_group
@@ -44,10 +45,17 @@ def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) ->
     """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
     method, seed, device = METHODS[config.embedding.method], config.run.seed, ranks.device
     tables = build_tables(dataset.feature_names, dataset.num_embeddings, config.model.embedding_dim)
-    embedding = build_embedding(config.embedding, tables, seed=seed, device=device)
+    embedding = build_embedding(
+        config.embedding, tables, seed=seed, device=device, id_counts=lambda: count_ids(dataset)
+    )
     model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
     parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)
     embedding_stored_bytes = stored_bytes(embedding)
+    if config.embedding.fit_to:
+        source, sections = Path(config.embedding.fit_to), resolved(config, CHOICES)
+        error = start_from_trained(source, sections, model, embedding, method, tables, lambda: count_ids(dataset))
+        if ranks.is_first:
+            print(f"tables fitted to those of {source}: relative error {error:.4f}", flush=True)
     prefix = next(name for name, module in model.named_modules() if module is embedding)
     embedding_names = [f"{prefix}.{name}" for name in state_tensors(embedding)]
 

@@ -1,8 +1,9 @@
 """Checkpoints on torch.distributed.checkpoint: model, optimizer, random state, position in the data.
 
     checkpoints/step_<n>/   the shards of all ranks, state.json (what the trainer needs), identity.json
+    checkpoints/best/       the same at the best evaluation so far, if asked for
 
-A checkpoint is written beside its final name and renamed when every rank is done, so a directory called step_<n> is
+A checkpoint is written beside its final name and renamed when every rank is done, so a directory of these names is
 whole. It can be read at another world size or sharding: tensors are stored globally. `identity` names all that must
 agree for the continuation to mean anything; where it does not, loading stops with the differences.
 """
@@ -25,6 +26,7 @@ from configs.load import flatten
 from recsys.parallelism import Ranks, on_first_rank, unwrapped
 
 _NAME = re.compile(r"step_(\d+)")
+BEST = "best"
 
 
 class Checkpoints:
@@ -40,9 +42,9 @@ class Checkpoints:
         steps = self._steps()
         return steps[max(steps)] if steps else None
 
-    def save(self, step: int, model: nn.Module, optimizer: CombinedOptimizer, state: Mapping[str, Any]) -> None:
-        """state: JSON-able values of the trainer, the same on all ranks."""
-        final, temporary = self.directory / f"step_{step}", self.directory / f".step_{step}"
+    def save(self, name: str, model: nn.Module, optimizer: CombinedOptimizer, state: Mapping[str, Any]) -> None:
+        """name: step_<n> or best. state: JSON-able values of the trainer, the same on all ranks."""
+        final, temporary = self.directory / name, self.directory / f".{name}"
         on_first_rank(lambda: _make_empty(temporary))
         save(self._tensors(model, optimizer), checkpoint_id=temporary)
         torch.save(torch.get_rng_state(), temporary / f"random_{self.ranks.rank}.pt")

@@ -14,11 +14,14 @@ import torch
 from torchrec.datasets.utils import Batch
 
 from configs.schema import DataSection, Section
-from recsys import criteo, synthetic
+from recsys import criteo, movielens, synthetic
 from recsys.batch import Rows, build_batch
 
 READ_ROWS = 16384
 """Rows a rank reads at once: large enough to hide numpy's cost per call, small enough to stay in cache."""
+
+LONG_COUNT_ROWS = 10_000_000
+"""From this many rows on, counting ids takes long enough to say so."""
 
 
 class Dataset(Protocol):
@@ -59,11 +62,27 @@ class DatasetKind(Protocol):
     def build(self, options: Any, cache_dir: Path) -> Dataset: ...
 
 
-DATASETS: dict[str, DatasetKind] = {"criteo": criteo, "synthetic": synthetic}
+DATASETS: dict[str, DatasetKind] = {"criteo": criteo, "movielens": movielens, "synthetic": synthetic}
 
 
 def build_dataset(section: DataSection) -> Dataset:
     return DATASETS[section.dataset].build(section.options, Path(section.cache_dir))
+
+
+def count_ids(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    """How often each id occurs in the training split: for every table (num_embeddings,) int64.
+
+    Reads the split once, on every rank that asks: all of them get the same counts without talking to each other.
+    """
+    counts = tuple(np.zeros(rows, np.int64) for rows in dataset.num_embeddings)
+    num_rows = dataset.num_rows("train")
+    if num_rows >= LONG_COUNT_ROWS:
+        print(f"counting the ids of {num_rows:,} training rows", flush=True)
+    for start in range(0, num_rows, READ_ROWS):
+        rows = dataset.read("train", np.arange(start, min(start + READ_ROWS, num_rows), dtype=np.int64))
+        for table, ids in zip(counts, rows.ids.T, strict=True):
+            np.add.at(table, ids, 1)
+    return counts
 
 
 class RowOrder:

@@ -5,7 +5,9 @@ under DDP; "shard": divided over the ranks by TorchRec), `build` (a drop-in for 
 and `cell` (the paper's formula for one number of the table it stands for: the oracle of the contract test).
 Adding one: its file in `pss/` or `baselines/`, and a line in METHODS.
 
-What a method's module may have besides, for those that change while they train or are smaller afterwards:
+What its Options may have besides: `needs_id_counts`, true for a request that says how often ids occur. What its file
+may have: `fit(module, tables)`, see `recsys.fit`. And what its module may have, for those that change while they train
+or are smaller afterwards:
 
 - `end_step(step, total_steps)`: called after every optimizer step, on every rank; step counts from 1. Collective. Ranks
   must come out equal: decide on values they share.
@@ -13,18 +15,20 @@ What a method's module may have besides, for those that change while they train 
 - `settle_gradient(batch_size)` and `gradient`: see `pss.shared_array`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
-from baselines import full, sharded
+from baselines import full, mixed_dimension, pruned, quantized, sharded, tt_rec
 from configs.request import EmbeddingRequest
 from configs.schema import EmbeddingSection, Section
-from pss import robe
+from pss import cafe, cce, frequency_robe, hashed_net, hashing_trick, jlt, quotient_remainder, robe
+from recsys import partly_full
 
 
 class EmbeddingMethod(Protocol):
@@ -45,7 +49,22 @@ class EmbeddingMethod(Protocol):
     def cell(self, module: Any, table: int, row: int, col: int) -> float: ...
 
 
-METHODS: dict[str, EmbeddingMethod] = {"full": full, "robe": robe, "sharded": sharded}
+METHODS: dict[str, EmbeddingMethod] = {
+    "cafe": cafe,
+    "cce": cce,
+    "frequency_robe": frequency_robe,
+    "full": full,
+    "hashed_net": hashed_net,
+    "hashing_trick": hashing_trick,
+    "jlt": jlt,
+    "mixed_dimension": mixed_dimension,
+    "pruned": pruned,
+    "quantized": quantized,
+    "quotient_remainder": quotient_remainder,
+    "robe": robe,
+    "sharded": sharded,
+    "tt_rec": tt_rec,
+}
 
 
 def build_tables(
@@ -59,11 +78,40 @@ def build_tables(
 
 
 def build_embedding(
-    section: EmbeddingSection, tables: list[EmbeddingBagConfig], *, seed: int, device: torch.device
+    section: EmbeddingSection,
+    tables: list[EmbeddingBagConfig],
+    *,
+    seed: int,
+    device: torch.device,
+    id_counts: Callable[[], Sequence[np.ndarray]] | None = None,
 ) -> EmbeddingBagCollectionInterface:
-    """Raises ValueError where the method cannot hold these tables at the asked compression."""
-    request = EmbeddingRequest(compression=section.compression, init_scale=section.init_scale, seed=seed, device=device)
-    return METHODS[section.method].build(tables, section.options, request)
+    """id_counts: see `EmbeddingRequest`; called where the method's options say `needs_id_counts`.
+
+    Raises ValueError where the method cannot hold these tables at the asked compression, or keep some of them whole.
+    """
+    method = METHODS[section.method]
+    asks_for_counts = getattr(section.options, "needs_id_counts", False)
+    request = EmbeddingRequest(
+        compression=section.compression,
+        init_scale=section.init_scale,
+        seed=seed,
+        device=device,
+        id_counts=id_counts() if id_counts is not None and asks_for_counts else None,
+    )
+    if not section.whole_tables_below:
+        return method.build(tables, section.options, request)
+    if method.placement != "replicate":
+        raise ValueError(
+            f"embedding.whole_tables_below = {section.whole_tables_below}: {section.method} shards its tables, "
+            "which are all whole: leave it at 0"
+        )
+    return partly_full.build(
+        section.method,
+        lambda rest, rest_request: method.build(rest, section.options, rest_request),
+        tables,
+        request,
+        section.whole_tables_below,
+    )
 
 
 def count_full_parameters(tables: Sequence[EmbeddingBagConfig]) -> int:

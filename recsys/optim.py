@@ -5,6 +5,7 @@ with a fused kernel are updated inside the backward pass by the same rule (`base
 
     SGD:      w ← w − lr·g                                  (no momentum, no weight decay)
     Adagrad:  a ← a + g²;  w ← w − lr·g / (√a + eps)        (element-wise, a starts at zero)
+    Adam:     dense layers only, Kingma and Ba 2015 with its defaults (β = .9 and .999, eps = 1e-8)
 """
 
 from collections.abc import Callable, Iterable
@@ -17,15 +18,17 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from configs.schema import OptimizerName, OptimizerSection
+from configs.schema import DenseOptimizerName, OptimizerSection
 from recsys.parallelism import unwrapped
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
 
-def optimizer_factory(name: OptimizerName, learning_rate: float, adagrad_eps: float) -> OptimizerFactory:
+def optimizer_factory(name: DenseOptimizerName, learning_rate: float, adagrad_eps: float) -> OptimizerFactory:
     if name == "sgd":
         return lambda parameters: torch.optim.SGD(parameters, lr=learning_rate)
+    if name == "adam":
+        return lambda parameters: torch.optim.Adam(parameters, lr=learning_rate)
     return lambda parameters: torch.optim.Adagrad(parameters, lr=learning_rate, eps=adagrad_eps)
 
 

@@ -58,14 +58,17 @@ class RunDir:
         """Raises ValueError when a finished run would be lost; a run that can be resumed, or never ended, is not."""
         if overwrite or not self.exists() or self.read_summary()["status"] != "finished":
             return
-        if resume and self.checkpoints.is_dir():
+        if resume and self._can_be_resumed():
             return
         raise ValueError(f"{self.path} holds a finished run: choose another run.name, or set run.overwrite=true")
+
+    def _can_be_resumed(self) -> bool:
+        return any(self.checkpoints.glob("step_*"))
 
     def create(self, config: str, environment: Mapping[str, Any], *, resume: bool) -> None:
         """Makes the directory ready for a run; what an earlier one left goes, unless its checkpoints are continued."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not (resume and self.checkpoints.is_dir()):
+        if not (resume and self._can_be_resumed()):
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             for old in (self.path / "summary.json", self.path / "metrics.jsonl", *self.path.glob("events.out.*")):
                 old.unlink(missing_ok=True)

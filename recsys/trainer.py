@@ -18,7 +18,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.schema import RunConfig
-from recsys.checkpoint import Checkpoints
+from recsys.checkpoint import BEST, Checkpoints
 from recsys.data import Dataset, TrainingBatches
 from recsys.evaluate import evaluate
 from recsys.metrics import (
@@ -114,6 +114,8 @@ class Trainer:
         return reason
 
     def _train(self) -> str:
+        if self.config.evaluation.at_start and not self.progress.evaluations:
+            self._evaluate()
         reason = self._stop_reason(evaluated=True)
         batches = self.batches.from_step(self.progress.step)
         losses: list[torch.Tensor] = []
@@ -132,7 +134,7 @@ class Trainer:
             reason = self._stop_reason(evaluated, check_time=logged or evaluated)
             every = self.config.checkpoint.every_steps
             if (every and step % every == 0) or (reason and self.config.checkpoint.at_end):
-                self._save()
+                self._save(f"step_{step}")
         self.watch.stop()
         if losses:
             self._record_training(losses)
@@ -158,11 +160,11 @@ class Trainer:
         self.recorder.start(self.total_steps, self.progress.step)
         self.recorder.write_summary(self.summary("running", None))
 
-    def _save(self) -> None:
+    def _save(self, name: str) -> None:
         with self.watch.paused():
             self.progress.train_time_s = self.watch.read_s()
             # Rank 0's clock is everyone's: the state is the same whichever rank reads it back.
-            self.checkpoints.save(self.progress.step, self.model, self.optimizer, asdict(self.progress))
+            self.checkpoints.save(name, self.model, self.optimizer, asdict(self.progress))
 
     def _position(self) -> dict[str, float]:
         step = self.progress.step
@@ -220,6 +222,8 @@ class Trainer:
                 },
             )
             self.recorder.write_summary(self.summary("running", None))
+        if self.config.checkpoint.keep_best and self._best() is self.progress.evaluations[-1]:
+            self._save(BEST)
 
     def _stop_reason(self, evaluated: bool, check_time: bool = False) -> str | None:
         training, step = self.config.training, self.progress.step

@@ -1,11 +1,14 @@
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from recsys import data
 from recsys.batch import Rows
-from recsys.data import RowOrder, TrainingBatches, evaluation_batches
+from recsys.data import RowOrder, TrainingBatches, count_ids, evaluation_batches
+from recsys.synthetic import Options, build
 
 CPU = torch.device("cpu")
 
@@ -115,3 +118,40 @@ def test_evaluation_counts_every_row_once_in_equal_batches(num_rows, world_size)
             counted += batch.dense_features[:count, 0].long().tolist()
     assert sorted(counted) == list(range(num_rows))
     assert all(shape == shapes[0] and set(shape) == {8 // world_size} for shape in shapes)
+
+
+class Repeated(Numbered):
+    """Rows of the training split have the ids (i % 3, i² % 7) in tables of 5 and 7 rows."""
+
+    num_embeddings = (5, 7)
+
+    def read(self, split, indices):
+        assert split == "train", "ids of other rows are not for training"
+        rows = super().read(split, indices)
+        return Rows(rows.dense, np.stack([indices % 3, indices**2 % 7], axis=1), rows.labels)
+
+
+@pytest.mark.parametrize("num_rows", [1, 15, 16, 17, 100])
+def test_every_id_of_the_training_rows_is_counted(monkeypatch, num_rows):
+    monkeypatch.setattr(data, "READ_ROWS", 16)
+    first, second = count_ids(Repeated(num_rows, test=50))
+    rows = range(num_rows)
+    assert first.tolist() == [sum(i % 3 == id for i in rows) for id in range(5)]
+    assert second.tolist() == [sum(i * i % 7 == id for i in rows) for id in range(7)]
+    assert first.dtype == second.dtype == np.int64
+
+
+def test_ids_of_a_generated_world_are_counted(capsys):
+    dataset = build(Options(scale=0.001, train_rows=30_000, validation_rows=5), Path())
+    counts = count_ids(dataset)
+    ids = dataset.read("train", np.arange(30_000)).ids
+    assert [len(table) for table in counts] == list(dataset.num_embeddings)
+    for table, own in zip(counts, ids.T, strict=True):
+        assert table.tolist() == np.bincount(own, minlength=len(table)).tolist()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_long_count_says_what_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(data, "LONG_COUNT_ROWS", 20)
+    count_ids(Repeated(20))
+    assert capsys.readouterr().out == "counting the ids of 20 training rows\n"
