@@ -1,6 +1,8 @@
 # Two commands matter: `make demo` and `make test`. Both make .venv on first use.
 #
 #   make demo [DATA=path/to/criteo.tsv.xz]   sharded DLRM against ROBE: table, report page, TensorBoard
+#   make bench-methods DATA=path/to/movielens
+#                                            every method at 10x, 100x and 1000x on MovieLens: table, page
 #   make test                                every test
 #   make lint                                ruff and pyright
 #   make tensorboard                         the runs in a browser
@@ -14,11 +16,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(DEVICE)
 
-.PHONY: demo test lint tensorboard clean
+.PHONY: demo bench-methods test lint tensorboard clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/python -m launch.demo --device $(DEVICE) $(if $(DATA),--data $(DATA))
+
+bench-methods: $(INSTALLED)
+	$(BIN)/python -m launch.bench_methods run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(RATES),--rates $(RATES))
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -1,0 +1,111 @@
+"""What compressing a trained table is worth: trained compressed, compressed after training, and then fine-tuned.
+
+    full tables                      trained as they are; the best evaluation is kept
+    trained compressed               the method from a random start
+    compressed after training        the full model's layers, its tables fitted by the method; not trained
+    compressed, then fine-tuned      the same, trained on; as good as before if no evaluation is better
+
+The fit is least squares for what is linear in one shared array, TT-SVD for tensor trains (recsys.fit). All runs share
+data, seed, layers and optimizer; test AUC and log loss are those of the evaluation with the best validation log loss.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.sweep import Cell, Outcome, print_failures, run_cells
+from launch.workers import Workers, default_jobs
+
+ROWS = ("full tables", "trained compressed", "compressed after training", "compressed, then fine-tuned")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    asked = parse_arguments(arguments)
+    common = (*asked.overrides, f"run.dir={asked.runs}")
+    seeds = [(seed, (*common, f"run.seed={seed}")) for seed in asked.seeds]
+    kept = [Cell(asked.full, (*keys, "checkpoint.keep_best=true"), f"full_s{seed}") for seed, keys in seeds]
+    stem = Path(asked.compressed).stem
+    others = []
+    for seed, keys in seeds:
+        others.append(Cell(asked.compressed, keys, f"{stem}_s{seed}"))
+        fitted = (*keys, f"embedding.fit_to={asked.runs}/full_s{seed}", "evaluation.at_start=true")
+        others.append(Cell(asked.compressed, fitted, f"{stem}_fitted_s{seed}"))
+    try:
+        jobs = default_jobs([cell.load() for cell in [*kept, *others]]) if asked.jobs is None else asked.jobs
+        with Workers(jobs) as workers:
+            outcomes = run_cells(kept, workers, "full tables")
+            if not any(outcome.error for outcome in outcomes):
+                outcomes += run_cells(others, workers, "compressed")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")
+    if print_failures(outcomes):
+        sys.exit(1)
+    Console().print(build_table(outcomes, len(seeds)))
+
+
+def build_table(outcomes: Sequence[Outcome], seeds: int) -> Table:
+    """The four rows, mean ± standard deviation over the seeds."""
+    summaries = [outcome.run_dir.read_summary() for outcome in outcomes]
+    full, trained, fitted = summaries[:seeds], summaries[seeds::2], summaries[seeds + 1 :: 2]
+    compression = fmean(summary["compression"]["obtained"] for summary in trained)
+    table = Table(title=f"{trained[0]['method']} at {compression:.3g}×, {seeds} seed{'s' if seeds > 1 else ''}")
+    table.add_column("")
+    for column in ("test AUC", "test log loss", "epochs"):
+        table.add_column(column, justify="right")
+    measured = (
+        [summary["best"] for summary in full],
+        [summary["best"] for summary in trained],
+        [_first_evaluation(outcome) for outcome in outcomes[seeds + 1 :: 2]],
+        [summary["best"] for summary in fitted],
+    )
+    for name, found in zip(ROWS, measured, strict=True):
+        columns = [_spread([e[key] for e in found]) for key in ("test_auc", "test_log_loss")]
+        table.add_row(name, *columns, f"{fmean(e['epoch'] for e in found):.1f}")
+    return table
+
+
+def _first_evaluation(outcome: Outcome) -> dict[str, Any]:
+    """Of a run that was evaluated before its first step."""
+    for line in (outcome.run_dir.path / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "quality/test_auc" in record:
+            assert record["step"] == 0
+            names = {"test_auc": "quality/test_auc", "test_log_loss": "quality/test_log_loss", "epoch": "epoch"}
+            return {name: record[key] for name, key in names.items()}
+    raise ValueError(f"{outcome.run_dir.path}: no evaluation is recorded")
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.compress",
+        description=__doc__,
+        epilog="example:\n  python -m launch.compress configs/movielens_full.toml configs/movielens_robe.toml \\\n"
+        "      --seeds 0 1 2 data.movielens.ratings=ratings.csv data.movielens.movies=movies.csv\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("full", help="config of the run with full tables")
+    parser.add_argument("compressed", help="config of the method; must share data and model with it")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over both configs")
+    parser.add_argument("--runs", default="runs/compress", help="directory of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="values of run.seed (default: 0)"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores / threads of a run)")
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Many runs as one job: what is made, what is not made again, and what becomes of the rest when one ends badly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from configs.load import ConfigError
+from launch.sweep import Cell, build_cells, main, run_cells
+from launch.workers import Workers
+
+ROOT = Path(__file__).parent.parent.parent
+DEBUG = str(ROOT / "configs/debug.toml")
+SMALL = (
+    "data.synthetic.scale=0.001",
+    "data.synthetic.train_rows=2000",
+    "data.synthetic.validation_rows=200",
+    "data.synthetic.test_rows=400",
+    "training.global_batch_size=200",
+    "evaluation.global_batch_size=200",
+    "logging.every_steps=5",
+    "logging.tensorboard=false",
+)
+
+
+def cell(root, name, *overrides):
+    return Cell(DEBUG, (*SMALL, f"run.dir={root}", *overrides), name)
+
+
+def best(outcome):
+    return outcome.run_dir.read_summary()["best"]["test_log_loss"]
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers(1) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def swept(workers, tmp_path_factory):
+    """A run, one that its method refuses, one that diverges, another, and the first again, all in one process."""
+    root = tmp_path_factory.mktemp("swept")
+    cells = [
+        cell(root, "first", "run.seed=3"),
+        cell(root, "refused", "embedding.method=full"),
+        cell(root, "diverged", "optimizer.embedding_learning_rate=1e30"),
+        cell(root, "other", "run.seed=4"),
+        cell(root, "again", "run.seed=3"),
+    ]
+    return cells, run_cells(cells, workers)
+
+
+@pytest.mark.slow
+def test_a_failure_is_told_and_the_rest_goes_on(swept):
+    cells, outcomes = swept
+    assert [outcome.cell for outcome in outcomes] == cells
+    assert [outcome.error is None for outcome in outcomes] == [True, False, False, True, True]
+    assert outcomes[1].error.startswith("CompressionRefused: embedding.compression = 10: full")
+    assert outcomes[2].error.startswith("FloatingPointError: the training loss is nan")
+    assert "Traceback" in (outcomes[2].run_dir.path / "log.txt").read_text()
+    assert "training ended (epochs)" in (outcomes[3].run_dir.path / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_runs_of_one_process_do_not_touch_each_other(swept):
+    _, (first, _, _, other, again) = swept
+    assert best(first) == best(again) != best(other)
+    alone = subprocess.run(
+        [sys.executable, "-m", "launch.train", DEBUG, *first.cell.overrides, "run.name=alone"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    summary = json.loads((first.run_dir.path.parent / "alone" / "summary.json").read_text())
+    assert summary["best"]["test_log_loss"] == best(first)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_made_again(swept, workers):
+    cells, outcomes = swept
+    (outcomes[3].run_dir.path / "summary.json").unlink()
+    before = (outcomes[0].run_dir.path / "summary.json").stat().st_mtime_ns
+    again = run_cells([cells[0], cells[3]], workers)
+    assert [outcome.seconds is None for outcome in again] == [True, False]
+    assert (outcomes[0].run_dir.path / "summary.json").stat().st_mtime_ns == before
+    assert again[1].run_dir.exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_another_config_is_in_the_way(swept, workers):
+    _, outcomes = swept
+    root = outcomes[0].run_dir.path.parent
+    changed = cell(root, "again", "run.seed=3", "training.epochs=0.5", "logging.every_steps=6")
+    with pytest.raises(ConfigError) as refused:
+        run_cells([cell(root, "never"), changed], workers)
+    assert "training.epochs: 1.0 there, 0.5 asked for" in str(refused.value)
+    assert "logging" not in str(refused.value)
+    assert not (root / "never").exists()
+    allowed = Cell(changed.config, (*changed.overrides, "run.overwrite=true"), "again")
+    (outcome,) = run_cells([allowed], workers)
+    assert outcome.seconds > 0
+    assert outcome.run_dir.read_summary()["epochs"] == 0.5
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_for_the_sweep_not_for_its_processes(swept, workers, tmp_path):
+    (worker,) = workers._idle
+    os.kill(worker.process.pid, signal.SIGINT)
+    (outcome,) = run_cells([cell(tmp_path, "after")], workers)
+    assert outcome.error is None
+    assert workers._idle == [worker]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_replaced_and_its_run_goes_on_from_its_checkpoint(tmp_path):
+    long = cell(tmp_path, "long", "training.epochs=40", "checkpoint.every_steps=5", "evaluation.every_epochs=40")
+    with Workers(1) as workers:
+        killer = threading.Thread(target=kill_the_worker_of, args=(workers, tmp_path / "long"))
+        killer.start()
+        killed, after = run_cells([long, cell(tmp_path, "after")], workers)
+        killer.join()
+        assert killed.error == "its process was killed by SIGKILL (out of memory?)"
+        assert killed.run_dir.read_summary()["error"]["message"] == killed.error
+        assert after.error is None
+        first_record = next(killed.run_dir.records())
+        (idle,) = workers._idle
+        idle.process.kill()
+        idle.process.join()
+        (resumed,) = run_cells([long], workers)
+    assert resumed.error is None
+    assert resumed.run_dir.read_summary()["steps"] == 400
+    assert next(resumed.run_dir.records()) == first_record
+
+
+def kill_the_worker_of(workers, run):
+    deadline = time.time() + 120
+    while not list((run / "checkpoints").glob("step_*")) and time.time() < deadline:
+        time.sleep(0.05)
+    (worker,) = workers._running
+    os.kill(worker.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_interrupting_ends_every_process_and_leaves_valid_runs(tmp_path):
+    overrides = [*SMALL, f"run.dir={tmp_path}", "training.epochs=1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.sweep", DEBUG, *overrides, "--seeds", "0", "1", "2", "--jobs", "2"], cwd=ROOT,
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.time() + 120
+        while len(list(tmp_path.glob("*/metrics.jsonl"))) < 2:
+            assert time.time() < deadline
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C: to every process of the job
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert said == "interrupted: the same command goes on from here\n"
+    found = [json.loads(path.read_text())["status"] for path in tmp_path.glob("*/summary.json")]
+    assert found == ["interrupted"] * 2
+    assert nobody_is_left(process.pid)
+
+
+def nobody_is_left(group):
+    """Within seconds: Python's own resource tracker ends a moment after the process it serves."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_every_combination_has_a_name_that_tells_it_apart():
+    cells = build_cells(
+        ["a/one.toml", "two.toml"], ["run.dir=x"], ["m.rate=1e-3,3", "m.mlp=[64],[64,32]", "n.rate=5"], [0, 7]
+    )
+    assert len(cells) == len({c.name for c in cells}) == 16
+    assert cells[3] == Cell(
+        "a/one.toml", ("run.dir=x", "m.rate=1e-3", "m.mlp=[64,32]", "n.rate=5", "run.seed=7"),
+        "one_m.rate1e-3_mlp64-32_n.rate5_s7",
+    )  # fmt: skip
+    assert [c.name for c in build_cells(["one.toml"], [], [], [2])] == ["one_s2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["training.epochs=1"], "no config file is given"),
+        ([DEBUG, "--set", "epochs"], "--set epochs: must look like"),
+        ([DEBUG, "--set", "training.epochs="], "must look like section.key=A,B"),
+        ([DEBUG, "training.epoch=1"], "unknown key (did you mean epochs?)"),
+        ([DEBUG, "--seeds", "1", "1"], "two runs would be made in"),
+        ([DEBUG, "parallelism.world_size=2"], "set parallelism.world_size=1"),
+        ([DEBUG, "--jobs", "0"], "jobs = 0"),
+        (["nowhere.toml"], "nowhere.toml: cannot be read"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    signal.signal(signal.SIGTERM, handler)
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
