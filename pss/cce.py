@@ -184,6 +184,8 @@ class CceEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     @torch.no_grad()
     def cluster(self) -> None:
         """Cluster all tables that are not whole. Collective."""
+        if not self._clustered_tables():
+            return
         if not dist.is_initialized() or dist.get_rank() == 0:
             for table in self._clustered_tables():
                 self._cluster_table(table)
@@ -293,9 +295,9 @@ def cell(module: CceEmbeddingBagCollection, table: int, row: int, col: int) -> f
     chunk, offset = divmod(col, width)
     if place.is_whole:
         return memory[place.start + (chunk * config.num_embeddings + row) * width + offset].item()
-    pointer = int(module.pointers[place.pointer_start + row * place.chunks + chunk]) % (
-        1 << 16 if layout.clusters <= 1 << 16 else 1 << 31
-    )
+    pointer = int(module.pointers[place.pointer_start + row * place.chunks + chunk])
+    if module.pointers.dtype == torch.int16:
+        pointer %= 1 << 16
     block = row + int(module.clusterings) * _NEXT_HASH
     helper = module.helper_hash.location(table, block, chunk, layout.helper_rows)
     codebook_row = chunk * layout.clusters + pointer

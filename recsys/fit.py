@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from configs.load import flatten
-from pss.compress import compress
+from pss.least_squares import compress
 from pss.shared_array import SharedArrayEmbeddingBagCollection
 from recsys.checkpoint import BEST
 
