@@ -1,9 +1,10 @@
 """Every embedding method at several compressions beside full tables: quality, size and time on MovieLens.
 
 Each configs/movielens_<method>.toml is run at every compression that it reaches, or at its highest where it reaches
-none of them. For each of these the learning rate of the embeddings is chosen from one grid by the validation log loss
-of the first seed, with one step beyond the grid where the best lies at its end; then the other seeds run at that rate.
-Everything else is shared. Runs that are there already are taken as they are, those of a changed config made anew.
+none of them. The learning rate of a method's embeddings is chosen from one grid, at its lowest compression, by the
+validation log loss of the first seed, with one step beyond the grid where the best lies at its end; all its other runs
+are made at that rate. Everything else is shared. Runs that are there already are taken as they are, those of a changed
+config made anew.
 """
 
 import argparse
@@ -156,13 +157,16 @@ class Bench:
     def run(self, rows: Sequence[MethodRow], rates: Sequence[float]) -> list[MethodRow]:
         """The rows with what was measured. Those that can be run have an initial_std."""
         able, first = [row for row in rows if row.initial_std is not None], self.seeds[0]
-        self._make("learning rates", [(row, rate, first) for row in able for rate in rates])
-        beyond = [(row, find_next_rate(self._trials(row))) for row in able]
+        tuned = {row.name: row for row in reversed(able)}  # the first of each name, its lowest compression
+        self._make("learning rates", [(row, rate, first) for row in tuned.values() for rate in rates])
+        beyond = [(row, find_next_rate(self._trials(row))) for row in tuned.values()]
         self._make("beyond the grid", [(row, rate, first) for row, rate in beyond if rate is not None])
-        chosen = {row: choose_rate(self._trials(row)) for row in able}
-        others = [(row, rate, seed) for row, rate in chosen.items() if rate is not None for seed in self.seeds[1:]]
-        self._make("other seeds", others)
-        return [self._read(row, chosen[row]) if row in chosen else row for row in rows]
+        trials = {name: self._trials(row) for name, row in tuned.items()}
+        chosen = {row: rate for row in able if (rate := choose_rate(trials[row.name])) is not None}
+        keys = [(row, rate, seed) for row, rate in chosen.items() for seed in self.seeds]
+        self._make("other runs", [key for key in keys if key not in self.outcomes])
+        read = {row: self._read(row, chosen.get(row), trials[row.name], row is tuned[row.name]) for row in able}
+        return [read.get(row, row) for row in rows]
 
     def _make(self, title: str, keys: Sequence[Key]) -> None:
         if keys:
@@ -180,14 +184,14 @@ class Bench:
         }
         return [_read_trial(rate, outcome) for rate, outcome in sorted(tried.items())]
 
-    def _read(self, row: MethodRow, rate: float | None) -> MethodRow:
-        trials = self._trials(row)
+    def _read(self, row: MethodRow, rate: float | None, trials: Sequence[Trial], is_tuned: bool) -> MethodRow:
+        row = replace(row, trials=tuple(trials)) if is_tuned else row
         if rate is None:
-            return replace(row, trials=tuple(trials), errors=tuple(f"{t.learning_rate:g}: {t.error}" for t in trials))
+            return replace(row, errors=tuple(f"{t.learning_rate:g}: {t.error}" for t in trials))
         outcomes = [self.outcomes[row, rate, seed] for seed in self.seeds]
         runs = load_runs([outcome.run_dir.path for outcome in outcomes if not outcome.error])
         errors = [f"{o.cell.name}: {o.error} (log: {o.run_dir.path / LOG})" for o in outcomes if o.error]
-        return replace(row, trials=tuple(trials), runs=tuple(runs), errors=tuple(errors))
+        return replace(row, runs=tuple(runs), errors=tuple(errors))
 
 
 def _read_trial(rate: float, outcome: Outcome) -> Trial:

@@ -82,6 +82,7 @@ class Summary(_Figures):
     threads_per_rank: int
     parameters: Parameters
     compression: Compression
+    embedding_stored_bytes: int | None = None
     bytes_per_rank: BytesPerRank
     train_rows: int
     test_rows: int

@@ -161,13 +161,13 @@ def describe_subject(table: MethodTable) -> str:
 def describe_tuning(table: MethodTable) -> str:
     """What was tried for the learning rate, and what it cost."""
     trials = [trial for row in table.rows for trial in row.trials]
-    kept = len([row for row in table.measured if row.learning_rate is not None])
+    kept = len([row for row in table.measured if row.trials])
     extended = len([row for row in table.rows if len(row.trials) > len(table.rates)])
-    beyond = f"; one step beyond in {extended} rows whose best was at an end" if extended else ""
+    beyond = f"; one step beyond for {extended} methods whose best was at an end" if extended else ""
     return (
-        f"Learning rate of the embeddings: the best of {', '.join(f'{rate:g}' for rate in table.rates)} for each row, "
-        f"by the log loss on validation rows at seed {table.seeds[0]}{beyond}. {len(trials)} runs, "
-        f"{format_seconds(sum(trial.seconds for trial in trials))} in all, {kept} of them among the results."
+        f"Learning rate of the embeddings: the best of {', '.join(f'{rate:g}' for rate in table.rates)} for each "
+        f"method, at its lowest compression, by the log loss on validation rows at seed {table.seeds[0]}{beyond}. "
+        f"{len(trials)} runs, {format_seconds(sum(trial.seconds for trial in trials))} in all, {kept} of them among the results."
     )
 
 

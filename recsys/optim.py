@@ -28,8 +28,18 @@ def optimizer_factory(name: DenseOptimizerName, learning_rate: float, adagrad_ep
     if name == "sgd":
         return lambda parameters: torch.optim.SGD(parameters, lr=learning_rate)
     if name == "adam":
-        return lambda parameters: torch.optim.Adam(parameters, lr=learning_rate)
+        return lambda parameters: _build_adam(parameters, learning_rate)
     return lambda parameters: torch.optim.Adagrad(parameters, lr=learning_rate, eps=adagrad_eps)
+
+
+def _build_adam(parameters: Any, learning_rate: float) -> torch.optim.Adam:
+    """With its state made at once, as Adagrad's is: what a checkpoint restores must be there to be filled."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+    return optimizer
 
 
 def build_optimizers(model: nn.Module, embedding_names: Iterable[str], section: OptimizerSection) -> CombinedOptimizer:

@@ -135,6 +135,11 @@ def _parameters(setup: Setup) -> Cell:
     return Cell(format_count(found.embedding), f"dense {format_count(found.dense)}", found.embedding)
 
 
+def _stored_bytes(setup: Setup) -> Cell:
+    found = setup.summary.embedding_stored_bytes
+    return Cell(format_bytes(found), "", found) if found is not None else Cell(MISSING)
+
+
 def _embedding_bytes(setup: Setup) -> Cell:
     parameters, state = setup.figures.embedding_bytes, setup.figures.embedding_optimizer_bytes
     detail = f"optimizer {format_bytes(state)}" if state else "optimizer none"
@@ -204,12 +209,19 @@ COLUMNS: Sequence[Column] = (
     ),
     Column("embedding parameters", "", "Stored embedding parameters over all tables, each counted once.", _parameters),
     Column(
-        "compression", "", "Parameters of the full tables over those stored; obtained, and asked for.", _compression
+        "stored bytes",
+        "",
+        "All that must be kept to look up embeddings once they are trained: parameters, and whatever says which an id "
+        "reads.",
+        _stored_bytes,
+    ),
+    Column(
+        "compression", "", "Bytes of the full tables in fp32 over those stored; obtained, and asked for.", _compression
     ),
     Column(
         "embedding memory per rank",
         "",
-        "Bytes of embedding parameters and their optimizer's state on the rank that holds most.",
+        "Bytes of embedding parameters, buffers and optimizer state in training, on the rank that holds most.",
         _embedding_bytes,
     ),
     Column(

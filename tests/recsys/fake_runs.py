@@ -135,6 +135,7 @@ def _facts(config: dict[str, Any], optimizer_bytes: int) -> dict[str, Any]:
         "global_batch_size": config["training"]["global_batch_size"],
         "parameters": {"dense": 36_129, "embedding": stored, "embedding_full": FULL_PARAMETERS},
         "compression": {"asked": compression, "obtained": FULL_PARAMETERS / stored},
+        "embedding_stored_bytes": 4 * stored,
         "bytes_per_rank": {"embedding": held, "embedding_optimizer": [optimizer_bytes] * ranks, "dense": 144_516},
         "train_rows": TRAIN_ROWS,
         "test_rows": 60_000,

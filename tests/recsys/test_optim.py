@@ -1,7 +1,11 @@
 import pytest
 import torch
+import torch.distributed as dist
 
-from recsys.optim import optimizer_factory
+from configs.schema import OptimizerSection
+from recsys.checkpoint import Checkpoints
+from recsys.optim import build_optimizers, optimizer_factory
+from recsys.parallelism import Ranks
 
 
 @pytest.mark.parametrize(
@@ -20,3 +24,38 @@ def test_each_rule_is_its_formula(name, expected):
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
         optimizer.step()
         assert weight.item() == pytest.approx(value, abs=1e-7)
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dense", ["sgd", "adagrad", "adam"])
+def test_a_run_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(one_rank, tmp_path, dense):
+    section = OptimizerSection(dense=dense, dense_learning_rate=0.1, embedding_learning_rate=0.1)
+    rows = torch.randn(5, 8, 3, generator=torch.Generator().manual_seed(0))
+
+    def steps(model, optimizer, start, stop):
+        for step in range(start, stop):
+            optimizer.zero_grad()
+            (model(rows[step]) ** 2).mean().backward()
+            optimizer.step()
+
+    def build():
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        return model, build_optimizers(model, ["2.weight"], section)
+
+    checkpoints = Checkpoints(tmp_path, {}, 1, one_rank)
+    straight, optimizer = build()
+    steps(straight, optimizer, 0, 3)
+    checkpoints.save("step_3", straight, optimizer, {})
+    steps(straight, optimizer, 3, 5)
+    resumed, optimizer = build()
+    checkpoints.load(tmp_path / "step_3", resumed, optimizer)
+    steps(resumed, optimizer, 3, 5)
+    for found, expected in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(found, expected)
