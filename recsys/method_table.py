@@ -167,7 +167,8 @@ def describe_tuning(table: MethodTable) -> str:
     return (
         f"Learning rate of the embeddings: the best of {', '.join(f'{rate:g}' for rate in table.rates)} for each "
         f"method, at its lowest compression, by the log loss on validation rows at seed {table.seeds[0]}{beyond}. "
-        f"{len(trials)} runs, {format_seconds(sum(trial.seconds for trial in trials))} in all, {kept} of them among the results."
+        f"{len(trials)} runs, {format_seconds(sum(trial.seconds for trial in trials))} in all, {kept} of them among "
+        "the results."
     )
 
 

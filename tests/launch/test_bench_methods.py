@@ -94,7 +94,7 @@ def test_rates_are_tuned_on_the_first_seed_and_the_others_run_at_the_best(monkey
     (row, refused) = run_faked(monkeypatch, runs, [MethodRow("robe", 10.0, None, 1.0), MethodRow("robe", 99.0, 53.0)])
     assert runs.asked == [
         ("learning rates", ["robe_10x_lr1_s4", "robe_10x_lr3_s4", "robe_10x_lr10_s4"]),
-        ("other seeds", ["robe_10x_lr3_s5", "robe_10x_lr3_s6"]),
+        ("other runs", ["robe_10x_lr3_s5", "robe_10x_lr3_s6"]),
     ]
     assert [run.summary.seed for run in row.runs] == [4, 5, 6]
     assert (row.learning_rate, row.is_at_edge, row.errors) == (3.0, False, ())
@@ -103,11 +103,21 @@ def test_rates_are_tuned_on_the_first_seed_and_the_others_run_at_the_best(monkey
     assert (refused.runs, refused.trials) == ((), ())
 
 
+def test_a_method_is_tuned_at_its_lowest_compression(monkeypatch, tmp_path):
+    runs = FakeRuns(tmp_path, best=3)
+    rows = [MethodRow("robe", 10.0, None, 1.0), MethodRow("robe", 20.0, None, 1.0), MethodRow("robe", 99.0, 53.0)]
+    tuned, other, _ = run_faked(monkeypatch, runs, rows)
+    assert [title for title, _ in runs.asked] == ["learning rates", "other runs"]
+    assert runs.asked[1][1] == ["robe_10x_lr3_s5", "robe_10x_lr3_s6", *(f"robe_20x_lr3_s{s}" for s in (4, 5, 6))]
+    assert (other.learning_rate, len(other.runs), other.trials) == (3.0, 3, ())
+    assert len(tuned.trials) == 3
+
+
 @pytest.mark.parametrize(("best", "chosen", "is_at_edge"), [(40, 30.0, True), (12, 10.0, False), (0.1, 0.3, True)])
 def test_the_grid_is_extended_once_where_the_best_is_at_its_end(monkeypatch, tmp_path, best, chosen, is_at_edge):
     runs = FakeRuns(tmp_path, best)
     (row,) = run_faked(monkeypatch, runs, [MethodRow("robe", 1000.0, None, 1.0)])
-    assert [title for title, _ in runs.asked] == ["learning rates", "beyond the grid", "other seeds"]
+    assert [title for title, _ in runs.asked] == ["learning rates", "beyond the grid", "other runs"]
     assert (row.learning_rate, row.is_at_edge, len(row.trials), len(row.runs)) == (chosen, is_at_edge, 4, 3)
 
 
