@@ -185,13 +185,13 @@ class Bench:
         return [_read_trial(rate, outcome) for rate, outcome in sorted(tried.items())]
 
     def _read(self, row: MethodRow, rate: float | None, trials: Sequence[Trial], is_tuned: bool) -> MethodRow:
-        row = replace(row, trials=tuple(trials)) if is_tuned else row
+        read = replace(row, trials=tuple(trials)) if is_tuned else row
         if rate is None:
-            return replace(row, errors=tuple(f"{t.learning_rate:g}: {t.error}" for t in trials))
+            return replace(read, errors=tuple(f"{t.learning_rate:g}: {t.error}" for t in trials))
         outcomes = [self.outcomes[row, rate, seed] for seed in self.seeds]
         runs = load_runs([outcome.run_dir.path for outcome in outcomes if not outcome.error])
         errors = [f"{o.cell.name}: {o.error} (log: {o.run_dir.path / LOG})" for o in outcomes if o.error]
-        return replace(row, runs=tuple(runs), errors=tuple(errors))
+        return replace(read, runs=tuple(runs), errors=tuple(errors))
 
 
 def _read_trial(rate: float, outcome: Outcome) -> Trial:
