@@ -28,7 +28,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from baselines.quantized import TrainedTablesEmbeddingBagCollection
+from baselines.trained_tables import TrainedTablesEmbeddingBagCollection
+from baselines.trained_tables import fit as fit  # what is small is left out when the tables are read
 from configs.request import EmbeddingRequest, refuse_compression
 from configs.schema import Section
 

@@ -27,7 +27,6 @@ of `pss.hashing`, so that tables that share M are told apart.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,6 +38,7 @@ from configs.request import EmbeddingRequest, refuse_compression
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
+from pss.table_sizes import divide_rows
 
 placement: Literal["replicate", "shard"] = "replicate"
 
@@ -162,39 +162,6 @@ class HashingTrickEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             "signed": self.signed,
             "seed": self.seed,
         }
-
-
-def divide_rows(
-    weights: Sequence[float], least: Sequence[int], most: Sequence[int], row_sizes: Sequence[int], budget: int
-) -> list[int]:
-    """How many rows of row_sizes[t] parameters each table t gets out of a budget of parameters.
-
-    rows[t] = ⌊c · weights[t]⌋, at least least[t] and at most most[t], for the greatest c with Σ rows · row_sizes ≤
-    budget; what is left goes, a row each, to the greatest remainders of c · weights. So what stays unused is less than
-    one row, unless every table has its most. Where `least` is more than the budget, the result is `least`.
-    """
-    tables = range(len(weights))
-
-    def rows_at(level: float) -> list[int]:
-        return [min(max(int(level * weights[t]), least[t]), most[t]) for t in tables]
-
-    def left_of(rows: list[int]) -> int:
-        return budget - sum(rows[t] * row_sizes[t] for t in tables)
-
-    low, high = 0.0, 2 * max((most[t] / weights[t] for t in tables), default=0.0)
-    if left_of(list(most)) >= 0:
-        return list(most)
-    if left_of(list(least)) < 0:
-        return list(least)
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if left_of(rows_at(middle)) >= 0 else (low, middle)
-    rows = rows_at(low)
-    left = left_of(rows)
-    for t in sorted(tables, key=lambda t: (-(low * weights[t] % 1), -most[t])):
-        if row_sizes[t] <= left and rows[t] == int(low * weights[t]) < most[t]:
-            rows[t] += 1
-            left -= row_sizes[t]
-    return rows
 
 
 @torch.fx.wrap

@@ -39,8 +39,6 @@ hash no quotients; their larger table is that of the quotients. Default is their
 """
 
 import math
-import operator
-from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,13 +49,12 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from configs.request import EmbeddingRequest, refuse_compression
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate
-from pss.hashing_trick import divide_rows
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
+from pss.table_sizes import PIECES, Partitions, count_enough_rows, divide_rows, place_partitions, row_widths
 
 placement: Literal["replicate", "shard"] = "replicate"
 
 COMBINE = ("mult", "add", "concat", "chunked")
-PIECES = ("concat", "chunked")
 
 
 class Options(SharedArrayOptions):
@@ -70,16 +67,6 @@ class Options(SharedArrayOptions):
     """k, the number of small tables for every table; concat and chunked need embedding_dim ≥ partitions."""
     hash_family: HashFamilyName = "independent"
     """Of chunked and of hashed quotients; affine and authors correlate the pieces of chunked (pss.hashing)."""
-
-
-class Partitions(NamedTuple):
-    """How one table is stored; lists are by partition p."""
-
-    rows: list[int]  # m_p
-    starts: list[int]  # where M_p begins in memory
-    strides: list[int]  # m_1 · … · m_{p-1}: q_p = i // stride
-    is_hashed: list[bool]  # r_p = h_p(i // last stride) mod m_p instead of q_p mod m_p
-    is_stored: list[bool]  # otherwise the table is stored whole and M_p stands for a factor 1, a summand 0
 
 
 class QuotientRemainderGroup(NamedTuple):
@@ -204,77 +191,6 @@ class QuotientRemainderEmbeddingBagCollection(SharedArrayEmbeddingBagCollection)
             "hash_family": self.location_hash.name,
             "seed": self.seed,
         }
-
-
-def split_evenly(total: int, parts: int) -> list[int]:
-    """Integers that sum to total, the largest first, the smallest at most one less."""
-    return [total // parts + (part < total % parts) for part in range(parts)]
-
-
-def row_widths(combine: str, partitions: int, embedding_dim: int) -> list[int]:
-    """Elements of one row of each partition."""
-    return split_evenly(embedding_dim, partitions) if combine in PIECES else [embedding_dim] * partitions
-
-
-def smallest_radices(partitions: int, num_embeddings: int) -> list[int]:
-    """The integers with the smallest sum, the largest first, whose product is num_embeddings or more."""
-    low, high = partitions - 1, partitions - 1 + num_embeddings  # sums: too small, large enough
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_enough = math.prod(split_evenly(middle, partitions)) >= num_embeddings
-        low, high = (low, middle) if is_enough else (middle, high)
-    return split_evenly(high, partitions)
-
-
-def largest_first(widths: list[int], num_embeddings: int, budget: int) -> list[int]:
-    """Radices with a product of num_embeddings or more, the first as large as a budget of parameters allows."""
-
-    def radices(first: int) -> list[int]:
-        return [first, *smallest_radices(len(widths) - 1, -(-num_embeddings // first))]
-
-    low, high = smallest_radices(len(widths), num_embeddings)[0], num_embeddings
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_within = count_parameters(radices(middle), widths) <= budget
-        low, high = (middle, high) if is_within else (low, middle)
-    return radices(low)
-
-
-def count_parameters(rows: list[int], widths: list[int]) -> int:
-    return sum(m * width for m, width in zip(rows, widths, strict=True))
-
-
-def count_enough_rows(combine: str, widths: list[int], num_embeddings: int) -> int:
-    """c_t: the fewest rows of d with which every id has a combination of its own, or is stored by itself."""
-    if combine == "chunked":
-        return num_embeddings
-    row_size = sum(widths) if combine in PIECES else widths[0]
-    parameters = count_parameters(smallest_radices(len(widths), num_embeddings), widths)
-    return min(num_embeddings, -(-parameters // row_size))
-
-
-def place_partitions(
-    combine: str, widths: list[int], num_embeddings: int, table_rows: int, start: int
-) -> tuple[Partitions, int]:
-    """How a table is stored in R_t = table_rows rows of d, at most num_embeddings, from `start` on; where it ends."""
-    k, is_whole = len(widths), table_rows == num_embeddings
-    strides, is_hashed, is_stored = [1] * k, [False] * k, [True] * k
-    if combine == "chunked":
-        rows, is_hashed = [table_rows] * k, [not is_whole] * k
-    elif combine in PIECES and (left := table_rows * sum(widths) - num_embeddings * widths[0]) >= sum(widths[1:]):
-        rows = [num_embeddings] + [left // sum(widths[1:])] * (k - 1)
-    elif is_whole:
-        rows, is_stored = [num_embeddings] + [1] * (k - 1), [True] + [False] * (k - 1)
-    else:
-        rows = [table_rows] * k if combine in PIECES else split_evenly(table_rows, k)
-        is_hashed[-1] = math.prod(rows) < num_embeddings
-        if not is_hashed[-1]:
-            rows = largest_first(widths, num_embeddings, count_parameters(rows, widths))
-        strides = [min(stride, num_embeddings) for stride in accumulate([1, *rows[:-1]], operator.mul)]
-    sizes = [m * width if stored else 0 for m, width, stored in zip(rows, widths, is_stored, strict=True)]
-    *starts, end = accumulate(sizes, initial=start)
-    starts = [at if stored else start for at, stored in zip(starts, is_stored, strict=True)]
-    return Partitions(rows, starts, strides, is_hashed, is_stored), end
 
 
 @torch.fx.wrap

@@ -16,7 +16,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.request import CompressionRefused, EmbeddingRequest
 from pss import hashing_trick
 from pss.hashing import HASH_FAMILIES
-from pss.hashing_trick import ROWS, HashingTrickEmbeddingBagCollection, cell, divide_rows
+from pss.hashing_trick import ROWS, HashingTrickEmbeddingBagCollection, cell
+from pss.table_sizes import divide_rows
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 KEYS = ["d", "a", "b", "c"]
