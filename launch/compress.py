@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.sweep import Cell, Outcome, print_failures, run_cells
+from launch.sweep import EXIT_FAILURES, Cell, Outcome, print_failures, run_cells
+from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.workers import Workers, default_jobs
 
 ROWS = ("full tables", "trained compressed", "compressed after training", "compressed, then fine-tuned")
@@ -44,11 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not any(outcome.error for outcome in outcomes):
                 outcomes += run_cells(others, workers, "compressed")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     if print_failures(outcomes):
-        sys.exit(1)
+        sys.exit(EXIT_FAILURES)
     Console().print(build_table(outcomes, len(seeds)))
 
 

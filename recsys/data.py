@@ -69,6 +69,22 @@ def build_dataset(section: DataSection) -> Dataset:
     return DATASETS[section.dataset].build(section.options, Path(section.cache_dir))
 
 
+def read_rows(dataset: Dataset, split: str, indices: np.ndarray) -> Rows:
+    """Rows of the split at (n,) indices. Raises ValueError for an id outside its table, naming row, feature and id: a
+    hash would take it silently, and a sharded table for row 0."""
+    rows = dataset.read(split, indices)
+    if len(rows):
+        largest = rows.ids.view(np.uint64).max(axis=0)  # a negative id is a large one
+        for feature in np.flatnonzero(largest >= np.array(dataset.num_embeddings, dtype=np.uint64)):
+            ids, size = rows.ids[:, feature], dataset.num_embeddings[feature]
+            row = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
+            raise ValueError(
+                f"row {indices[row]} of the {split} rows: id {ids[row]} of feature {dataset.feature_names[feature]!r} "
+                f"is not in [0, {size}), the rows of its table"
+            )
+    return rows
+
+
 def count_ids(dataset: Dataset) -> tuple[np.ndarray, ...]:
     """How often each id occurs in the training split: for every table (num_embeddings,) int64.
 
@@ -79,7 +95,7 @@ def count_ids(dataset: Dataset) -> tuple[np.ndarray, ...]:
     if num_rows >= LONG_COUNT_ROWS:
         print(f"counting the ids of {num_rows:,} training rows", flush=True)
     for start in range(0, num_rows, READ_ROWS):
-        rows = dataset.read("train", np.arange(start, min(start + READ_ROWS, num_rows), dtype=np.int64))
+        rows = read_rows(dataset, "train", np.arange(start, min(start + READ_ROWS, num_rows), dtype=np.int64))
         for table, ids in zip(counts, rows.ids.T, strict=True):
             np.add.at(table, ids, 1)
     return counts
@@ -167,7 +183,7 @@ class TrainingBatches:
         while True:
             epoch, first = divmod(step, self.steps_per_epoch)
             count = min(max(1, READ_ROWS // self.local_batch_size), self.steps_per_epoch - first)
-            rows = self.dataset.read("train", self._indices(epoch, first, count))
+            rows = read_rows(self.dataset, "train", self._indices(epoch, first, count))
             for i in range(count):
                 share = slice(i * self.local_batch_size, (i + 1) * self.local_batch_size)
                 yield build_batch(rows[share], self.dataset.feature_names, self.device)
@@ -189,5 +205,5 @@ def evaluation_batches(
     num_rows, local = dataset.num_rows(split), global_batch_size // world_size
     for start in range(rank * local, -(-num_rows // global_batch_size) * global_batch_size, global_batch_size):
         indices = np.arange(start, start + local, dtype=np.int64)
-        rows = dataset.read(split, np.minimum(indices, num_rows - 1))
+        rows = read_rows(dataset, split, np.minimum(indices, num_rows - 1))
         yield build_batch(rows, dataset.feature_names, device), int(np.clip(num_rows - start, 0, local))

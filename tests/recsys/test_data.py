@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 class Numbered:
     """Row i of a split has i as its dense value, label parity and both ids: what a batch holds can be read off."""
 
-    dense_names, feature_names, num_embeddings = ("I1",), ("a", "b"), (1000, 1000)
+    dense_names, feature_names, num_embeddings = ("I1",), ("a", "b"), (10**6, 10**6)
 
     def __init__(self, train, test=0):
         self.rows = {"train": train, "validation": 0, "test": test}
@@ -51,6 +51,26 @@ def test_a_batch_holds_its_rows():
         assert torch.equal(ids[name].values(), rows + shift)
         assert ids[name].lengths().tolist() == [1] * 8
     assert torch.equal(batch.labels, (rows % 2).float())
+
+
+@pytest.mark.parametrize(("feature", "id_"), [(0, -1), (1, 10**6), (1, -(2**40))])
+def test_an_id_outside_its_table_stops_the_run_and_is_named(feature, id_):
+    class Damaged(Numbered):
+        def read(self, split, indices):
+            rows = super().read(split, indices)
+            rows.ids[indices == 13, feature] = id_
+            return rows
+
+    named = rf"row 13 of the train rows: id {id_} of feature '{'ab'[feature]}' is not in \[0, 1000000\)"
+    batches = TrainingBatches(
+        Damaged(40), global_batch_size=8, rank=0, world_size=1, shuffle_window_rows=16, seed=0, device=CPU
+    )
+    with pytest.raises(ValueError, match=named):
+        next(batches.from_step(0))
+    with pytest.raises(ValueError, match=named):
+        count_ids(Damaged(40))
+    with pytest.raises(ValueError, match=rf"row 13 of the test rows: id {id_}"):
+        list(evaluation_batches(Damaged(1, 40), "test", global_batch_size=8, rank=0, world_size=1, device=CPU))
 
 
 @pytest.mark.parametrize("window", [1, 7, 16, 45, 1000])
