@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -54,7 +55,7 @@ def start_from_trained(
     full = [torch.empty(table.num_embeddings, table.embedding_dim) for table in tables]
     try:
         load({"model": layers | dict(zip(names, full, strict=True))}, checkpoint_id=checkpoint)
-    except Exception as error:  # what DCP raises for a missing key differs from version to version
+    except CheckpointException as error:  # no subclass of Exception
         raise ValueError(f"embedding.fit_to = {str(source)!r}: {checkpoint} holds no full tables: {error}") from error
     model.load_state_dict(layers, strict=False)
     return fit(method, embedding, full, id_counts)
