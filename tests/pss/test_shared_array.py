@@ -20,7 +20,8 @@ TABLES = [table("a", 50, 8), table("b", 40, 8), table("c", 60, 8)]
 
 def build(method: str, gradient: str):
     options = METHODS[method].Options(gradient=gradient)
-    return METHODS[method].build(TABLES, options, EmbeddingRequest(compression=4, init_scale=0.5))
+    counts = [60 // (1 + np.arange(config.num_embeddings)) for config in TABLES]
+    return METHODS[method].build(TABLES, options, EmbeddingRequest(compression=4, init_scale=0.5, id_counts=counts))
 
 
 class Model(nn.Module):

@@ -23,7 +23,7 @@ def test_a_finished_run_is_kept_unless_asked_and_others_may_go(run_dir):
     with pytest.raises(ValueError, match="holds a finished run"):
         run_dir.check_free(overwrite=False, resume=True)
     run_dir.check_free(overwrite=True, resume=True)
-    run_dir.checkpoints.mkdir()
+    (run_dir.checkpoints / "step_30").mkdir(parents=True)
     run_dir.check_free(overwrite=False, resume=True)  # there is something to continue from
     with pytest.raises(ValueError, match=r"run\.overwrite=true"):
         run_dir.check_free(overwrite=False, resume=False)
