@@ -11,11 +11,12 @@ rows of their own in front of all that:
 
     M = [ rows of the K most frequent | frequent | tier 1 | tier 2 | ... ]
 
-Measured before they were built (MovieLens, d = 16, Z = 8, 100×; validation AUC over 3 or 4 hash seeds): one part .7500 ±
-.0024, [[20, .01]] .7569 ± .0018, [[20, .02]] .7589 ± .0004, [[20, .05]] .7555 ± .0007, [[50, .01]] .7555 ± .0022. Three
-parts were no better than two ([[100, .35], [20, .05]] .7586 ± .0015), nor were private rows (a quarter of M .7455 ±
-.0018, half .7445 ± .0018, a quarter with a tail of 5 % .7552 ± .0040), parts of M for each table (by √rows .7461 ±
-.0025, by entropy .7454 ± .0013) or the sum of two lookups (.7480 ± .0015).
+Measured before they were built (MovieLens, d = 16, Z = 8, 100×; validation AUC, mean over 3 or 4 hash seeds, whose
+standard deviations were .0004 to .0040):
+
+    one part .7500;  [[20, .01]] .7569, [[20, .02]] .7589, [[20, .05]] .7555, [[50, .01]] .7555
+    null results: three parts ([[100, .35], [20, .05]] .7586); private rows (a quarter of M .7455, half .7445, a quarter
+    with a tail of 5 % .7552); a part of M for each table (by √rows .7461, by entropy .7454); sum of two lookups .7480
 
 Not in the papers. Where an id belongs must be known at lookup. Datasets number the ids of a table by falling frequency,
 so it takes one number per table and tier, its first row, and for private rows two: 8 bytes each, counted as stored.
