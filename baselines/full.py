@@ -12,7 +12,7 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import CompressionRefused, EmbeddingRequest
 from configs.schema import Section
 
 placement = "replicate"
@@ -26,7 +26,7 @@ class Options(Section):
 
 def check_uncompressed(method: str, request: EmbeddingRequest) -> None:
     if request.compression != 1.0:
-        raise refuse_compression(f"{method}, whose tables are stored whole,", request.compression, 1.0)
+        raise CompressionRefused(f"{method}, whose tables are stored whole,", request.compression, 1.0)
 
 
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> EmbeddingBagCollection:

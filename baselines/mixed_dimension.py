@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines.full import fill_initial_rows
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import CompressionRefused, EmbeddingRequest
 from configs.schema import Section
 from pss.collection import ComputedEmbeddingBagCollection
 
@@ -146,7 +146,7 @@ class MixedDimensionEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         budget = self.parameter_budget(compression)
         self.blocks = solve_dims(divided, alpha, budget, round_to_power_of_two)
         if (smallest := count_parameters(self.blocks)) > budget:
-            raise refuse_compression("mixed_dimension", compression, self._full_parameters / smallest)
+            raise CompressionRefused("mixed_dimension", compression, self._full_parameters / smallest)
         self.seed, self.init_scale = seed, init_scale
         self._row_offsets = [0, *accumulate(block.rows_size for block in self.blocks)]
         self._projection_offsets = [0, *accumulate(block.projection_size for block in self.blocks)]
@@ -297,21 +297,15 @@ def build(
     """Raises CompressionRefused where one column of every row is more than the budget."""
     return MixedDimensionEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
+        **request.arguments(),
         **options.model_dump(),
         id_counts=request.id_counts,
-        seed=request.seed,
-        init_scale=request.init_scale,
     )
 
 
 def cell(module: MixedDimensionEmbeddingBagCollection, table: int, row: int, col: int) -> float:
     """Σ_k R_b[row - first id][k] · P_b[k][col], in plain Python. Raises IndexError outside the table."""
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    config = module.check_cell(table, row, col)
     first = projection = 0
     for block in module.blocks:
         if block.table == table and block.start <= row < block.stop:

@@ -30,7 +30,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines.trained_tables import TrainedTablesEmbeddingBagCollection
 from baselines.trained_tables import fit as fit  # what is small is left out when the tables are read
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import CompressionRefused, EmbeddingRequest
 from configs.schema import Section
 
 placement: Literal["replicate", "shard"] = "replicate"
@@ -100,7 +100,7 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         self.kept_units = most_units(self.units, self.unit_size, int(4 * self._full_parameters / Fraction(compression)))
         if self.kept_units < min(1, self.units):
             reached = 4 * self._full_parameters / kept_bytes(self.units, 1, self.unit_size)
-            raise refuse_compression(f"pruned by {unit}", compression, reached)
+            raise CompressionRefused(f"pruned by {unit}", compression, reached)
         self._allocate(device, seed, init_scale)
         for dim in self.dims:
             shape = self.weight(dim).shape[: 1 if unit == "rows" else 2]
@@ -197,20 +197,14 @@ def build(
     """Raises CompressionRefused where not even one unit and its index are within the budget."""
     return PrunedEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
+        **request.arguments(),
         **options.model_dump(),
-        seed=request.seed,
-        init_scale=request.init_scale,
     )
 
 
 def cell(module: PrunedEmbeddingBagCollection, table: int, row: int, col: int) -> float:
     """The value trained, or zero if the module's mode has pruned it. Raises IndexError outside the table."""
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    config = module.check_cell(table, row, col)
     dim, row = config.embedding_dim, module.first_rows[table] + row
     pruned = (module.pruned(dim) if module.training else module.smaller(dim))[row]
     is_pruned = pruned.item() if module.unit == "rows" else pruned[col].item()

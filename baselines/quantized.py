@@ -34,7 +34,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines.trained_tables import TrainedTablesEmbeddingBagCollection
 from baselines.trained_tables import fit as fit  # rounding is all there is to it
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import CompressionRefused, EmbeddingRequest
 from configs.schema import Section
 
 placement: Literal["replicate", "shard"] = "replicate"
@@ -90,7 +90,7 @@ class QuantizedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         if reached < 1:
             raise ValueError(f"bits = {bits}: with scale and bias the rows of these tables are larger than in fp32")
         if reached < Fraction(compression):
-            raise refuse_compression(f"quantized with bits = {bits}", compression, float(reached))
+            raise CompressionRefused(f"quantized with bits = {bits}", compression, float(reached))
         budget_bytes = 4 * self._full_parameters / Fraction(compression)
         self.bits, self.when = next(choice for choice, size in sizes.items() if size <= budget_bytes), when
         self._allocate(device, seed, init_scale)
@@ -167,13 +167,8 @@ def build(
     """Raises CompressionRefused where rows of these bits are larger than the budget."""
     return QuantizedEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
-        bits=options.bits,
-        when=options.when,
-        seed=request.seed,
-        init_scale=request.init_scale,
+        **request.arguments(),
+        **options.model_dump(),
     )
 
 
@@ -181,9 +176,7 @@ def cell(module: QuantizedEmbeddingBagCollection, table: int, row: int, col: int
     """What the module's mode reads: the trained value, or s · code + b of the packed row, decoded in plain Python.
 
     Raises IndexError outside the table."""
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    config = module.check_cell(table, row, col)
     row, weight = module.first_rows[table] + row, module.weight(config.embedding_dim).detach()
     if not module.training:
         packed = module.smaller(config.embedding_dim)[row]

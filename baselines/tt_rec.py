@@ -51,7 +51,7 @@ from baselines.tt_cores import (
     stored_places,
     train_rows,
 )
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import EmbeddingRequest
 from configs.schema import Section
 from pss.collection import ComputedEmbeddingBagCollection
 
@@ -292,19 +292,10 @@ def _gather_keys(keys: Tensor) -> Tensor:
 
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> TTRecEmbeddingBagCollection:
     """Raises ValueError where trains of the asked rank, or of rank 1, and their caches are more than the budget."""
-    build_on = partial(
-        TTRecEmbeddingBagCollection,
-        tables,
-        request.is_weighted,
-        compression=request.compression,
-        seed=request.seed,
-        init_scale=request.init_scale,
-        **options.model_dump(),
-    )
-    reached = build_on(torch.device("meta")).compression  # before memory is asked for, which may be far too much
-    if reached < request.compression:
-        raise refuse_compression("tt_rec", request.compression, reached)
-    return build_on(request.device)
+    build_with = partial(TTRecEmbeddingBagCollection, tables, **request.arguments(), **options.model_dump())
+    # On the meta device before memory is asked for, which may be far too much.
+    request.check_reached("tt_rec", build_with(device=torch.device("meta")).compression)
+    return build_with()
 
 
 def cell(module: TTRecEmbeddingBagCollection, table: int, row: int, col: int) -> float:
@@ -312,9 +303,7 @@ def cell(module: TTRecEmbeddingBagCollection, table: int, row: int, col: int) ->
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers or fail.
     """
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    module.check_cell(table, row, col)
     layout = module._layouts[table]
     plan, memory = module._plan[layout.group], module.memory.detach()
     place, keys = layout.first_row + row, module.cached_keys.tolist()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ class EmbeddingRequest:
     is_weighted: bool = False
     id_counts: Sequence[np.ndarray] | None = None
 
+    def arguments(self) -> dict[str, Any]:
+        """What the constructors of all methods take of it, by their names."""
+        names = ("is_weighted", "device", "compression", "seed", "init_scale")
+        return {name: getattr(self, name) for name in names}
+
     def check_reached(self, method: str, reached: float) -> None:
         """Raises CompressionRefused where the smallest that the method can be on these tables is not small enough."""
         if reached < self.compression:
@@ -31,7 +37,10 @@ class EmbeddingRequest:
 
 
 class CompressionRefused(ValueError):
-    """A method cannot store as little as was asked. nearest: the highest compression to ask for instead."""
+    """A method cannot store as little as was asked: on these tables `reached` is the highest compression that it can.
+
+    nearest: the highest to ask for instead.
+    """
 
     def __init__(self, method: str, asked: float, reached: float) -> None:
         digits = 3 - math.floor(math.log10(reached))
@@ -42,8 +51,3 @@ class CompressionRefused(ValueError):
             f"embedding.compression = {asked:g}: {method} reaches {reached:.6g} at most on these tables; "
             f"set embedding.compression={self.nearest:g} or less"
         )
-
-
-def refuse_compression(method: str, asked: float, reached: float) -> CompressionRefused:
-    """The error to raise where `reached` is the highest compression of a method on these tables."""
-    return CompressionRefused(method, asked, reached)

@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -17,14 +18,8 @@ from configs.schema import RunConfig
 from recsys.checkpoint import Checkpoints
 from recsys.data import Dataset, build_dataset, count_ids
 from recsys.description import describe_run, describe_size, format_plan, identity
-from recsys.embeddings import (
-    METHODS,
-    build_embedding,
-    build_tables,
-    count_parameters,
-    state_tensors,
-    stored_bytes,
-)
+from recsys.embedding_size import count_parameters, state_tensors, stored_bytes
+from recsys.embeddings import METHODS, build_embedding, build_tables
 from recsys.fit import start_from_trained
 from recsys.models import build_model
 from recsys.optim import build_optimizers
@@ -45,15 +40,14 @@ def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) ->
     """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
     method, seed, device = METHODS[config.embedding.method], config.run.seed, ranks.device
     tables = build_tables(dataset.feature_names, dataset.num_embeddings, config.model.embedding_dim)
-    embedding = build_embedding(
-        config.embedding, tables, seed=seed, device=device, id_counts=lambda: count_ids(dataset)
-    )
+    id_counts = cache(lambda: count_ids(dataset))
+    embedding = build_embedding(config.embedding, tables, seed=seed, device=device, id_counts=id_counts)
     model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
     parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)
     embedding_stored_bytes = stored_bytes(embedding)
     if config.embedding.fit_to:
         source, sections = Path(config.embedding.fit_to), resolved(config, CHOICES)
-        error = start_from_trained(source, sections, model, embedding, method, tables, lambda: count_ids(dataset))
+        error = start_from_trained(source, sections, model, embedding, method, tables, id_counts)
         if ranks.is_first:
             print(f"tables fitted to those of {source}: relative error {error:.4f}", flush=True)
     prefix = next(name for name, module in model.named_modules() if module is embedding)

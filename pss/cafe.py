@@ -38,7 +38,7 @@ from pydantic import Field
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import EmbeddingRequest
 from pss.chunks import read_chunks
 from pss.hashing import build_hash, locate
 from pss.hot_sketch import BYTES_PER_SLOT, HotSketch, Occurrences, importance_of_all_ranks
@@ -188,15 +188,10 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
     """Raises ValueError where a private row with its slots and a shared one are more than the budget."""
     module = CafeEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
-        seed=request.seed,
-        init_scale=request.init_scale,
+        **request.arguments(),
         **options.model_dump(),
     )
-    if module.compression < request.compression:
-        raise refuse_compression("cafe", request.compression, module.compression)
+    request.check_reached("cafe", module.compression)
     return module
 
 
@@ -205,9 +200,7 @@ def cell(module: CafeEmbeddingBagCollection, table: int, row: int, col: int) -> 
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    module.check_cell(table, row, col)
     key = module.key_hash.location(table, row, 0, KEYS)
     rest, bucket = divmod(key, module.private_rows)
     place = module.private_rows + rest % module.shared_rows

@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import EmbeddingRequest
 from pss.cce_layout import solve_layout
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, build_hash, locate, mix64
@@ -268,15 +268,10 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
     """Raises ValueError where pointers of one chunk and two clusters are more than the budget."""
     module = CceEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=torch.device("meta"),  # pointers may be many more than there is room for
-        compression=request.compression,
-        seed=request.seed,
-        init_scale=request.init_scale,
+        **request.arguments() | {"device": torch.device("meta")},  # pointers may be many more than there is room for
         **options.model_dump(),
     )
-    if module.compression < request.compression:
-        raise refuse_compression("cce", request.compression, module.compression)
+    request.check_reached("cce", module.compression)
     module.to_empty(device=request.device)
     module.reset_parameters()
     return module
@@ -287,9 +282,7 @@ def cell(module: CceEmbeddingBagCollection, table: int, row: int, col: int) -> f
 
     Raises IndexError outside the table.
     """
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    config = module.check_cell(table, row, col)
     layout, place, memory = module.layout, module.layout.places[table], module.memory
     width = config.embedding_dim // place.chunks
     chunk, offset = divmod(col, width)

@@ -138,6 +138,15 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         """The tables' configs, the list given at construction."""
         return self._embedding_bag_configs
 
+    def check_cell(self, table: int, row: int, col: int) -> EmbeddingBagConfig:
+        """The config of the table. Raises IndexError where (row, col) is outside it: for oracles, whose lookup would
+        return some other row's numbers there."""
+        config = self._embedding_bag_configs[table]
+        rows, cols = config.num_embeddings, config.embedding_dim
+        if not (0 <= row < rows and 0 <= col < cols):
+            raise IndexError(f"({row}, {col}) is outside {config.name}: {rows} x {cols}")
+        return config
+
     def embedding_configs(self) -> list[EmbeddingBagConfig]:
         """The same under the name by which TorchRec's managed collision asks a module other than its own."""
         return self._embedding_bag_configs

@@ -35,13 +35,9 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
     """Raises ValueError where a block is more than the budget, or the counts are unknown or do not fall."""
     module = RobeEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
+        **request.arguments(),
         **options.model_dump(),
         id_counts=request.id_counts,
-        seed=request.seed,
-        init_scale=request.init_scale,
     )
     request.check_reached("frequency_robe", module.compression)
     return module

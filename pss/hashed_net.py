@@ -85,12 +85,8 @@ def build(
     """Any compression down to one parameter in all can be had."""
     module = HashedNetEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
+        **request.arguments(),
         **options.model_dump(),
-        seed=request.seed,
-        init_scale=request.init_scale,
     )
     request.check_reached("hashed_net", module.compression)
     return module
@@ -98,10 +94,7 @@ def build(
 
 def cell(module: HashedNetEmbeddingBagCollection, table: int, row: int, col: int) -> float:
     """E_t[row][col] by the formula above, in plain Python integers. Raises IndexError outside the table."""
-    config = module.embedding_bag_configs()[table]
-    dim = config.embedding_dim
-    if not (0 <= row < config.num_embeddings and 0 <= col < dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {dim}")
+    dim = module.check_cell(table, row, col).embedding_dim
     block, chunk = (row * dim + col, 0) if module.flattened else (row, col)
     place = module.location_hash.location(table, block, chunk, module.memory_size)
     sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if module.signed else 1

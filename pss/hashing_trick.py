@@ -34,7 +34,7 @@ from pydantic import Field
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import EmbeddingRequest
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
@@ -191,18 +191,10 @@ def build(
     """Raises ValueError where one row, or one of every table, is more than the budget."""
     module = HashingTrickEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
-        rows=options.rows,
-        hash_family=options.hash_family,
-        signed=options.signed,
-        gradient=options.gradient,
-        seed=request.seed,
-        init_scale=request.init_scale,
+        **request.arguments(),
+        **options.model_dump(),
     )
-    if module.compression < request.compression:
-        raise refuse_compression("hashing_trick", request.compression, module.compression)
+    request.check_reached("hashing_trick", module.compression)
     return module
 
 
@@ -211,9 +203,7 @@ def cell(module: HashingTrickEmbeddingBagCollection, table: int, row: int, col: 
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    module.check_cell(table, row, col)
     place, location = row, module.location_hash.location
     if not module.is_whole[table]:
         place = location(table, row, 0, module.location_hash.max_slots) % module.table_rows[table]

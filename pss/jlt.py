@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import EmbeddingRequest
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, build_hash, locate, mix64
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
@@ -274,18 +274,10 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
     """Raises ValueError where the fewest rows of M are more than the budget, and for a gaussian S that is too large."""
     module = JltEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
-        sketch=options.sketch,
-        nonzeros=options.nonzeros,
-        max_sketch_bytes=options.max_sketch_bytes,
-        gradient=options.gradient,
-        seed=request.seed,
-        init_scale=request.init_scale,
+        **request.arguments(),
+        **options.model_dump(),
     )
-    if module.compression < request.compression:
-        raise refuse_compression(f"jlt with {module.rows} rows", request.compression, module.compression)
+    request.check_reached(f"jlt with {module.rows} rows", module.compression)
     return module
 
 
@@ -294,9 +286,7 @@ def cell(module: JltEmbeddingBagCollection, table: int, row: int, col: int) -> f
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    module.check_cell(table, row, col)
     entries = sketch_column(module, table, row)
     return math.fsum(entry * module.memory[r * module.width + col].item() for r, entry in entries.items())
 

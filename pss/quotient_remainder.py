@@ -46,7 +46,7 @@ from pydantic import Field
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import EmbeddingRequest
 from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
@@ -242,18 +242,10 @@ def build(
     fewer dimensions than pieces."""
     module = QuotientRemainderEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
-        combine=options.combine,
-        partitions=options.partitions,
-        hash_family=options.hash_family,
-        gradient=options.gradient,
-        seed=request.seed,
-        init_scale=request.init_scale,
+        **request.arguments(),
+        **options.model_dump(),
     )
-    if module.compression < request.compression:
-        raise refuse_compression("quotient_remainder", request.compression, module.compression)
+    request.check_reached("quotient_remainder", module.compression)
     return module
 
 
@@ -262,9 +254,7 @@ def cell(module: QuotientRemainderEmbeddingBagCollection, table: int, row: int, 
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
-    config, stored = module.embedding_bag_configs()[table], module.stored[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    config, stored = module.check_cell(table, row, col), module.stored[table]
     digits = _digits(module, table, row)
     if module.combine in ("mult", "add"):
         places = [

@@ -293,13 +293,9 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
     """Raises ValueError where one block is more than the budget."""
     module = RobeEmbeddingBagCollection(
         tables,
-        is_weighted=request.is_weighted,
-        device=request.device,
-        compression=request.compression,
+        **request.arguments(),
         **options.model_dump(),
         id_counts=request.id_counts,
-        seed=request.seed,
-        init_scale=request.init_scale,
     )
     request.check_reached("robe", module.compression)
     return module
@@ -310,9 +306,7 @@ def cell(module: RobeEmbeddingBagCollection, table: int, row: int, col: int) -> 
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
-    config = module.embedding_bag_configs()[table]
-    if not (0 <= row < config.num_embeddings and 0 <= col < config.embedding_dim):
-        raise IndexError(f"({row}, {col}) is outside {config.name}: {config.num_embeddings} x {config.embedding_dim}")
+    config = module.check_cell(table, row, col)
     if module.is_flattened(config.embedding_dim):
         (block, offset), chunk = divmod(row * config.embedding_dim + col, module.block_size), 0
     else:

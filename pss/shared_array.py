@@ -7,7 +7,7 @@ the batch touched and the sum of gradients of each (unique + segment sum). Both 
 sparse form where fewer than `SPARSE_BELOW` · |M| elements are read by a batch, repeated ones included.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal, get_args
 
 import torch
 from pydantic import Field
@@ -41,16 +41,14 @@ class SharedArrayEmbeddingBagCollection(ComputedEmbeddingBagCollection):
     A subclass calls `_allocate` at the end of its constructor.
     """
 
-    GRADIENTS: ClassVar[tuple[str, ...]] = ("dense", "sparse", "auto")
-
     def __init__(
         self, tables: list[EmbeddingBagConfig], is_weighted: bool, *, gradient: str, seed: int, init_scale: float
     ) -> None:
         super().__init__(tables, is_weighted)
         if not init_scale >= 0:
             raise ValueError(f"init_scale must be at least 0, not {init_scale}")
-        if gradient not in self.GRADIENTS:
-            raise ValueError(f"gradient {gradient!r} is unknown: known are {list(self.GRADIENTS)}")
+        if gradient not in get_args(Gradient):
+            raise ValueError(f"gradient {gradient!r} is unknown: known are {list(get_args(Gradient))}")
         self.gradient, self.seed, self.init_scale = gradient, seed, init_scale
 
     def _allocate(self, memory_size: int, device: torch.device | None) -> None:

@@ -13,7 +13,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from configs.load import resolved
 from configs.schema import RunConfig
 from recsys.data import Dataset
-from recsys.embeddings import count_full_parameters
+from recsys.embedding_size import count_full_parameters
 from recsys.optim import embedding_state_bytes, local_bytes
 from recsys.parallelism import Ranks, gather_numbers, unwrapped
 from recsys.registry import CHOICES

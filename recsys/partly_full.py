@@ -21,7 +21,8 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from baselines.full import fill_initial_rows
-from configs.request import CompressionRefused, EmbeddingRequest, refuse_compression
+from configs.request import CompressionRefused, EmbeddingRequest
+from recsys.embedding_size import count_full_parameters, stored_bytes
 
 BuildMethod = Callable[[list[EmbeddingBagConfig], EmbeddingRequest], EmbeddingBagCollectionInterface]
 
@@ -68,11 +69,11 @@ class PartlyFullEmbeddingBagCollection(EmbeddingBagCollectionInterface):
     @property
     def compression(self) -> float:
         """Bytes of the full tables in fp32 / `stored_bytes`."""
-        return 4 * _count_parameters(self._tables) / self.stored_bytes()
+        return 4 * count_full_parameters(self._tables) / self.stored_bytes()
 
     def stored_bytes(self) -> int:
         """Bytes of the whole tables and of what the method keeps for the others."""
-        return _stored_bytes(self.whole) + _stored_bytes(self.rest)
+        return stored_bytes(self.whole) + stored_bytes(self.rest)
 
 
 def build(
@@ -97,7 +98,7 @@ def build(
     asked = f"{name} with tables below {whole_tables_below} rows whole"
     if not others:
         if request.compression > 1:
-            raise refuse_compression(f"{asked}, which all are,", request.compression, 1.0)
+            raise CompressionRefused(f"{asked}, which all are,", request.compression, 1.0)
         return _build_whole(tables, small, request)
     rest = _build_rest(asked, build_method, tables, others, request)
     return PartlyFullEmbeddingBagCollection(tables, _build_whole(tables, small, request), rest)
@@ -111,8 +112,8 @@ def _build_rest(
     request: EmbeddingRequest,
 ) -> EmbeddingBagCollectionInterface:
     """The method on the tables at `others` with the parameters that the whole ones leave."""
-    rest, all_parameters = [tables[i] for i in others], _count_parameters(tables)
-    rest_parameters = _count_parameters(rest)
+    rest, all_parameters = [tables[i] for i in others], count_full_parameters(tables)
+    rest_parameters = count_full_parameters(rest)
     whole_parameters = all_parameters - rest_parameters
     left = int(all_parameters // Fraction(request.compression)) - whole_parameters
 
@@ -125,10 +126,10 @@ def _build_rest(
         built = build_within(max(left, 1))
         if left >= 1:
             return built
-        least = _stored_bytes(built) / 4
+        least = stored_bytes(built) / 4
     except CompressionRefused as refused:
         least = rest_parameters / refused.nearest
-    raise refuse_compression(asked, request.compression, all_parameters / (whole_parameters + least))
+    raise CompressionRefused(asked, request.compression, all_parameters / (whole_parameters + least))
 
 
 def _compression_to(budget: int, parameters: int) -> float:
@@ -153,13 +154,3 @@ def _build_whole(
 def _split_columns(pooled: KeyedTensor) -> Iterator[torch.Tensor]:
     """(B, embedding_dim) of every key, one after the other."""
     return iter(pooled.values().split(pooled.length_per_key(), dim=1))
-
-
-def _count_parameters(tables: list[EmbeddingBagConfig]) -> int:
-    return sum(table.num_embeddings * table.embedding_dim for table in tables)
-
-
-def _stored_bytes(module: EmbeddingBagCollectionInterface) -> int:
-    if hasattr(module, "stored_bytes"):
-        return module.stored_bytes()  # type: ignore[operator]
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())

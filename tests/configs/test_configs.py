@@ -9,7 +9,8 @@ import pytest
 from configs.load import load_config, resolved
 from configs.request import EmbeddingRequest
 from recsys.criteo_schema import CARDINALITIES
-from recsys.embeddings import METHODS, build_tables, count_full_parameters, count_parameters
+from recsys.embedding_size import count_full_parameters, count_parameters
+from recsys.embeddings import METHODS, build_tables
 from recsys.registry import CHOICES
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.toml"))

@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines import full
 from configs.load import ConfigError
-from configs.request import EmbeddingRequest, refuse_compression
+from configs.request import CompressionRefused, EmbeddingRequest
 from launch import bench_methods
 from launch.bench_methods import (
     Bench,
@@ -138,7 +138,7 @@ def configs(tmp_path, monkeypatch):
     def reaching(highest):
         def build(tables, options, request):
             if request.compression > highest:
-                raise refuse_compression("limited", request.compression, highest)
+                raise CompressionRefused("limited", request.compression, highest)
             return robe.build(tables, options, request)
 
         return SimpleNamespace(Options=robe.Options, placement="replicate", build=build)

@@ -15,7 +15,8 @@ from configs.schema import EmbeddingSection, OptimizerSection, ParallelismSectio
 from pss import robe
 from recsys import embeddings
 from recsys.checkpoint import Checkpoints
-from recsys.embeddings import METHODS, build_embedding, count_full_parameters, count_parameters, stored_bytes
+from recsys.embedding_size import count_full_parameters, count_parameters, stored_bytes
+from recsys.embeddings import METHODS, build_embedding
 from recsys.optim import build_optimizers
 from recsys.parallelism import Ranks, apply_parallelism, unwrapped
 from recsys.partly_full import PartlyFullEmbeddingBagCollection
