@@ -167,7 +167,14 @@ def load_config(path: str | Path, overrides: Sequence[str], choices: Choices) ->
     updates: dict[str, Any] = {s: getattr(config, s).model_copy(update={"options": o}) for s, o in options.items()}
     if not config.run.name:
         updates["run"] = config.run.model_copy(update={"name": path.stem})
-    return config.model_copy(update=updates)
+    config = config.model_copy(update=updates)
+    for section, chosen in options.items():
+        name = getattr(config, section).model_dump()[choices[section][0]]
+        try:
+            chosen.check_run(config)
+        except ValueError as error:
+            raise ConfigError(f"{layers.source((section, name))}: {section}.{name}: {error}") from None
+    return config
 
 
 def resolved(config: RunConfig, choices: Choices) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from recsys.description import describe_run, describe_size, format_plan, identit
 from recsys.embedding_size import count_parameters, state_tensors, stored_bytes
 from recsys.embeddings import METHODS, build_embedding, build_tables
 from recsys.fit import start_from_trained
+from recsys.heap import keep_freed_memory
 from recsys.models import build_model
 from recsys.optim import build_optimizers
 from recsys.parallelism import Ranks, apply_parallelism, choose_device, describe_placement, process_group
@@ -95,6 +96,8 @@ def run_rank(config: RunConfig) -> None:
     run_dir = RunDir(Path(config.run.dir) / config.run.name)
     device = choose_device(config.run.device)
     resume = config.checkpoint.resume == "auto"
+    if device.type == "cpu":
+        keep_freed_memory()
     if rank == 0:
         run_dir.check_free(config.run.overwrite, resume=resume)
     try:

@@ -114,6 +114,9 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
     def _pooled(self, group: int, features: KeyedJaggedTensor) -> Tensor:
         """The pooled rows of one group, (B, features of the group · embedding_dim) fp32. A kernel that fuses lookup
         and pooling takes the place of this method."""
+        return self._pooled_rows(group, features)
+
+    def _pooled_rows(self, group: int, features: KeyedJaggedTensor) -> Tensor:
         names, _, dim, is_mean = self._groups[group]
         ids, lengths, weights, inverse, bags_per_feature = select_bags(features, names, self._is_weighted)
         if has_one_id_per_bag(

@@ -19,13 +19,12 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from configs.request import EmbeddingRequest
 from pss.hashing import HashFamilyName
-from pss.robe import RobeEmbeddingBagCollection
-from pss.shared_array import SharedArrayOptions
+from pss.robe import KernelOptions, RobeEmbeddingBagCollection
 
 placement: Literal["replicate", "shard"] = "replicate"
 
 
-class Options(SharedArrayOptions):
+class Options(KernelOptions):
     """Keys of [embedding.hashed_net]."""
 
     key: Literal["row_and_column", "flattened"] = Field(default="flattened")
@@ -58,6 +57,8 @@ class HashedNetEmbeddingBagCollection(RobeEmbeddingBagCollection):
         signed: bool = True,
         hash_family: str = "independent",
         gradient: str = "auto",
+        kernel: str = "auto",
+        fused_update: bool = False,
         seed: int = 0,
         init_scale: float = 0.01,
     ) -> None:
@@ -74,6 +75,8 @@ class HashedNetEmbeddingBagCollection(RobeEmbeddingBagCollection):
             signed=signed,
             flattened=key == "flattened",
             gradient=gradient,
+            kernel=kernel,
+            fused_update=fused_update,
             seed=seed,
             init_scale=init_scale,
         )

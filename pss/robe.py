@@ -23,24 +23,50 @@ takes frequent and rare ids to different parts of M, and private rows have no h 
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.request import EmbeddingRequest
-from pss.chunks import read_chunks
+from configs.schema import RunConfig
+from pss.chunks import SPARSE_BELOW, read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
+from pss.kernels import robe_bags
+from pss.robe_group import RobeGroup, has_kernel, pack
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
 from pss.tiers import NO_PRIVATE_ROWS, Tiers, check_counts, check_tiers, solve_private_rows, solve_tiers
 
 placement: Literal["replicate", "shard"] = "replicate"
 
 
-class Options(SharedArrayOptions):
+class KernelOptions(SharedArrayOptions):
+    """Keys of the methods that the kernels of `pss.kernels` serve."""
+
+    kernel: Literal["auto", "plain"] = "auto"
+    """auto = the fused kernels where this device and these blocks have them; plain = PyTorch's own operators."""
+    fused_update: bool = False
+    """Update the shared array within the backward pass instead of sending it a gradient: on one rank only."""
+
+    @model_validator(mode="after")
+    def _fused_update_has_a_kernel(self) -> "KernelOptions":
+        if self.fused_update and self.kernel == "plain":
+            raise ValueError("fused_update is done by the kernels: it needs kernel = 'auto'")
+        return self
+
+    def check_run(self, config: RunConfig) -> None:
+        ranks = config.parallelism.world_size
+        if self.fused_update and ranks > 1:
+            raise ValueError(
+                f"fused_update: gradients of parallelism.world_size = {ranks} ranks are averaged before they are used"
+            )
+
+
+class Options(KernelOptions):
     """Keys of [embedding.robe]."""
 
     block_size: int = Field(8, ge=1)
@@ -68,23 +94,6 @@ class Options(SharedArrayOptions):
         return tiers
 
 
-class RobeGroup(NamedTuple):
-    """What the lookup of one group of features needs: see `robe_rows`."""
-
-    embedding_dim: int
-    block_size: int
-    memory_size: int
-    starts: list[int]  # of every tier: locations are in [start, start + slots)
-    slots: list[int]
-    bounds: list[list[int]]  # [tier from 1 on][feature]: first row in it
-    private_bounds: list[int]  # of each feature: rows from 1 to it are private; empty if there are none
-    private_starts: list[int]
-    is_flattened: bool
-    is_circular: bool
-    location: HashConstants
-    signs: list[HashConstants]  # one, or none if not signed
-
-
 class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` whose tables share the one parameter `memory` (|M|,) fp32.
 
@@ -104,6 +113,8 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             needed for tiers and private rows.
         flattened: blocks of the flattened table instead of chunks of a row; None = where Z > d.
         gradient: "dense", "sparse" or "auto", see pss.shared_array.
+        kernel: "auto" or "plain", PyTorch's own operators even where there are kernels.
+        fused_update: whoever makes the optimizer is asked to call `fuse_update` with it.
         seed: of the hash and of the initial memory.
         init_scale: at least 0.
 
@@ -130,6 +141,8 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         private_share: float = 0.0,
         id_counts: Sequence[np.ndarray] | None = None,
         gradient: str = "auto",
+        kernel: str = "auto",
+        fused_update: bool = False,
         seed: int = 0,
         init_scale: float = 0.01,
     ) -> None:
@@ -159,7 +172,13 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         self.sign_hash = build_hash(hash_family, mix64(seed + 1), rows)
         self.location_hash.check_slots(max(self.slots))
         self._plan = [self._group_plan(group) for group in range(len(self._groups))]
+        self._packed = [pack(plan) if has_kernel(plan) else None for plan in self._plan]
+        if kernel not in ("auto", "plain"):
+            raise ValueError(f"kernel {kernel!r} is unknown: known are ['auto', 'plain']")
+        self.kernel, self.fused_update = kernel, fused_update
+        self._update: robe_bags.Update | None = None
         self._allocate(memory_size, device)
+        robe_bags.is_available(self.memory.device.type)  # built now, not within the first step
 
     def is_flattened(self, embedding_dim: int) -> bool:
         """Whether tables of that dimension are read in blocks of the flattened table."""
@@ -186,6 +205,7 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             bounds=[[bounds[table] for table in tables] for bounds in self.tiers.bounds],
             private_bounds=[self.private.bounds[table] for table in tables] if self.private.size else [],
             private_starts=[self.private.starts[table] for table in tables] if self.private.size else [],
+            is_mean=self._groups[group].is_mean,
             is_flattened=is_flattened,
             is_circular=self.circular,
             location=self.location_hash.constants(tables, chunks),
@@ -194,6 +214,60 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return robe_rows(self.memory, ids, feature, self._plan[group], self.gradient)
+
+    def _pooled(self, group: int, features: KeyedJaggedTensor) -> Tensor:
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            return self._pooled_rows(group, features)
+        else:  # not compiled by TorchScript
+            if isinstance(features, torch.fx.Proxy) or not self._has_kernel(group):
+                return self._pooled_rows(group, features)
+            if features.variable_stride_per_key():
+                return self._pooled_rows(group, features)
+            return self._pooled_by_kernel(group, features)
+
+    @torch.jit.unused
+    def fuse_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets the backward pass do the optimizer's step on `memory`, which then gets no gradient.
+
+        For one process without gradient accumulation: gradients of several ranks, or batches, are to be summed before
+        they are used. The optimizer keeps state and learning rate, and its own step does nothing.
+
+        Raises ValueError without a kernel, for a rule that cannot be fused (`pss.kernels.robe_bags.fused_update`), and
+        for Adagrad over tables of several dimensions or poolings, which come as several gradients.
+        """
+        if not all(self._has_kernel(group) for group in range(len(self._groups))):
+            raise ValueError("fused_update needs the kernels, which these blocks, this device or kernel = 'plain' lack")
+        if len(self._groups) > 1 and not isinstance(optimizer, torch.optim.SGD):
+            raise ValueError(
+                f"fused_update of {type(optimizer).__name__} needs tables of one embedding_dim and pooling, not "
+                f"{len(self._groups)}"
+            )
+        self._update = robe_bags.fused_update(optimizer, self.memory)
+
+    @torch.jit.unused
+    def _has_kernel(self, group: int) -> bool:
+        is_wanted = self.kernel == "auto" and self.memory.dtype == torch.float32
+        return is_wanted and self._packed[group] is not None and robe_bags.is_available(self.memory.device.type)
+
+    @torch.jit.unused
+    def _pooled_by_kernel(self, group: int, features: KeyedJaggedTensor) -> Tensor:
+        """`_pooled_rows` as one operator, which reads the ids where they are."""
+        keys, packed = features.keys(), self._packed[group]
+        for name in self._groups[group].feature_names:
+            if name not in keys:
+                raise KeyError(f"feature {name} is not in the batch, which has {keys}")
+        places = [keys.index(name) for name in self._groups[group].feature_names]
+        weights = features.weights() if self._is_weighted else None
+        batch = (features.values(), features.offsets(), weights, features.stride(), places, packed)
+        if self._update is not None and torch.is_grad_enabled():
+            return robe_bags.update_in_backward(self.memory, batch, self._update)
+        return torch.ops.pss.robe_bags(self.memory, *batch, self._sends_sparse_gradient(features.values()))
+
+    @torch.jit.unused
+    def _sends_sparse_gradient(self, ids: Tensor) -> bool:
+        if torch.compiler.is_compiling() or self.gradient != "auto":
+            return self.gradient == "sparse" and not torch.compiler.is_compiling()
+        return ids.numel() * max(self._embedding_dims) < SPARSE_BELOW * self.memory_size
 
     def _options(self) -> dict[str, int | str | bool]:
         return {

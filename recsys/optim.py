@@ -1,7 +1,8 @@
 """Optimizers: one rule for the dense layers, one for the embeddings, the same rules whatever the placement.
 
 Embedding parameters of a replicated method, and tables that TorchRec placed data-parallel, are stepped here; tables
-with a fused kernel are updated inside the backward pass by the same rule (`baselines.sharded`):
+with a fused kernel are updated inside the backward pass by the same rule (`baselines.sharded`), as is a shared array
+with `fused_update`, whose state and learning rate are here:
 
     SGD:      w ← w − lr·g                                  (no momentum, no weight decay)
     Adagrad:  a ← a + g²;  w ← w − lr·g / (√a + eps)        (element-wise, a starts at zero)
@@ -56,6 +57,11 @@ def build_optimizers(model: nn.Module, embedding_names: Iterable[str], section: 
         for key, parameters, rule in (("dense", named, dense_rule), ("embedding", embedding, embedding_rule))
         if parameters
     ]
+    for module in unwrapped(model).modules():
+        if getattr(module, "fused_update", False):
+            wrapper = dict(parts)["embedding"]
+            assert isinstance(wrapper, KeyedOptimizerWrapper)
+            module.fuse_update(wrapper._optimizer)  # type: ignore[operator]
     if isinstance(model, DistributedModelParallel) and model.fused_optimizer.params:
         parts.append(("fused", model.fused_optimizer))
     return CombinedOptimizer(parts)  # type: ignore[arg-type]

@@ -21,7 +21,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.request import EmbeddingRequest
 from pss import robe
 from pss.hashing import HASH_FAMILIES, HashConstants
-from pss.robe import RobeEmbeddingBagCollection, RobeGroup, cell
+from pss.robe import RobeEmbeddingBagCollection, cell
+from pss.robe_group import RobeGroup
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 
@@ -46,10 +47,13 @@ KEYS = ["d", "a", "b", "c"]
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_lookup_equals_cell(block_size: int, family: str, signed: bool, circular: bool, is_weighted: bool):
+@pytest.mark.parametrize("kernel", ["auto", "plain"])
+def test_lookup_equals_cell(
+    block_size: int, family: str, signed: bool, circular: bool, is_weighted: bool, kernel: str
+):  # fmt: skip
     module = RobeEmbeddingBagCollection(
         mixed_tables(), is_weighted, memory_size=60, block_size=block_size, hash_family=family, signed=signed,
-        circular=circular, seed=5,
+        circular=circular, kernel=kernel, seed=5,
     )  # fmt: skip
     for max_length in (4, 0):
         features = random_kjt(KEYS, 3, max_id=9, max_length=max_length, weighted=is_weighted)
@@ -186,7 +190,7 @@ def test_without_collisions_it_is_torchrecs_module(
     """An injective map changes nothing, to the bit for one id per bag; otherwise TorchRec sums in another order."""
     monkeypatch.setattr(robe, "locate", identity_locate)
     tables = [table("a", 10, 8), table("b", 10, 8, pooling=PoolingType.MEAN), table("c", 10, 8)]
-    ours = RobeEmbeddingBagCollection(tables, memory_size=240, block_size=4)
+    ours = RobeEmbeddingBagCollection(tables, memory_size=240, block_size=4, kernel="plain")
     ours._plan = [
         plan._replace(location=plan.location._replace(table_keys=[80 * index for index in group.tables]))
         for plan, group in zip(ours._plan, ours._groups, strict=True)

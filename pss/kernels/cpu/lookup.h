@@ -1,0 +1,91 @@
+// What one lookup reads: the packed plan of pss/robe_group.py, and jagged ids in the order of the output.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+namespace pss {
+
+using i64 = int64_t;
+using u64 = uint64_t;
+using u32 = uint32_t;
+
+struct HashConstants {  // pss.hashing.HashConstants
+  u64 multiplier;       // a of the affine families, 0 for the independent one
+  std::vector<u64> table_keys, chunk_keys;
+};
+
+struct Plan {  // pss.robe_group.RobeGroup, see `pack` there
+  i64 embedding_dim, block_size, memory_size, features, chunks, tiers;
+  i64 chunk_size, rows_per_block;  // a chunk is a block, or a row where a block of the flattened table holds several
+  bool is_mean, is_flattened, has_private_rows, is_signed;
+  HashConstants location, sign;
+  std::vector<u64> starts, slots;  // [tier]
+  std::vector<i64> bounds;         // [tier from 1 on][feature]
+  std::vector<i64> private_bounds, private_starts;
+
+  explicit Plan(c10::IntArrayRef packed) {
+    const i64* next = packed.data();
+    auto number = [&] { return *next++; };
+    auto list = [&](auto& values, i64 size) { values.assign(next, next + size), next += size; };
+    embedding_dim = number(), block_size = number(), memory_size = number();
+    features = number(), chunks = number(), tiers = number();
+    is_mean = number(), is_flattened = number(), has_private_rows = number(), is_signed = number();
+    rows_per_block = is_flattened ? std::max<i64>(1, block_size / embedding_dim) : 1;
+    chunk_size = std::min(block_size, embedding_dim);
+    const i64 keys = is_flattened ? 1 : chunks;
+    for (HashConstants* hash : {&location, &sign}) {
+      if (hash == &sign && !is_signed) break;
+      hash->multiplier = number(), list(hash->table_keys, features), list(hash->chunk_keys, keys);
+    }
+    list(starts, tiers), list(slots, tiers), list(bounds, (tiers - 1) * features);
+    if (has_private_rows) list(private_bounds, features), list(private_starts, features);
+    TORCH_CHECK(next == packed.end(), "the packed plan has ", packed.size(), " numbers, not ", next - packed.data());
+  }
+
+  i64 width_of_last_chunk() const { return embedding_dim - (chunks - 1) * chunk_size; }
+  // Whether ids of one feature differ in where their chunks may be: location = hash in their slots + their start.
+  bool has_starts() const { return tiers > 1 || has_private_rows || rows_per_block > 1; }
+};
+
+struct Lookup {
+  Plan plan;
+  at::Tensor ids, offsets, weights;  // kept alive
+  std::vector<i64> features;         // of the batch that serves each of ours
+  i64 rows;                          // B
+  const i64* offset;                 // (features of the batch · B + 1,)
+  const float* weight;               // nullptr if not weighted
+  bool has_one_id_per_bag, is_scaled;
+  i64 visited_ids;                   // of our features
+
+  Lookup(const at::Tensor& ids_, const at::Tensor& offsets_, const std::optional<at::Tensor>& weights_, i64 rows_,
+         c10::IntArrayRef features_, c10::IntArrayRef packed)
+      : plan(packed), ids(ids_.contiguous()), offsets(offsets_.to(at::kLong).contiguous()),
+        features(features_.begin(), features_.end()), rows(rows_) {
+    TORCH_CHECK(ids.scalar_type() == at::kLong || ids.scalar_type() == at::kInt, "ids must be int32 or int64");
+    TORCH_CHECK(i64(features.size()) == plan.features, "the plan is for ", plan.features, " features");
+    if (weights_) weights = weights_->to(at::kFloat).contiguous();
+    offset = offsets.const_data_ptr<i64>();
+    weight = weights_ ? weights.const_data_ptr<float>() : nullptr;
+    has_one_id_per_bag = true, visited_ids = 0;
+    const i64 bags = offsets.numel() - 1;
+    for (i64 feature : features) {
+      TORCH_CHECK(feature >= 0 && (feature + 1) * rows <= bags, "feature ", feature, " is not in the batch");
+      const i64 *first = offset + feature * rows, *last = first + rows;
+      TORCH_CHECK(*first >= 0 && *first <= *last && *last <= ids.numel(), "offsets are not those of the ids");
+      i64 other = 0;  // a loop that vectorises
+      for (i64 bag = 0; bag < rows; bag++) other |= (first[bag + 1] - first[bag]) ^ 1;
+      has_one_id_per_bag &= other == 0;
+      visited_ids += *last - *first;
+    }
+    TORCH_CHECK(weight == nullptr || weights.numel() == ids.numel(), "one weight for every id");
+    is_scaled = weight || plan.is_signed || (plan.is_mean && !has_one_id_per_bag);
+  }
+};
+
+}  // namespace pss
