@@ -178,7 +178,18 @@ def stored_places(ids: Tensor, feature: Tensor, plan: TrainGroup, cached_keys: T
 
 def train_rows(cores: list[Tensor], ids: Tensor, feature: Tensor, plan: TrainGroup) -> Tensor:
     """ids (V,) int64 and the position of their features (V,) -> (V, d) of the cores' dtype. What comes out for ids of
-    whole tables means nothing."""
+    whole tables means nothing. On a CPU a row that several ids read is multiplied once; elsewhere the question how many
+    rows there are would force a synchronisation."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  # pyright: ignore[reportPrivateImportUsage]
+        if not torch.compiler.is_compiling() and ids.device.type == "cpu":
+            features = len(plan.tables)
+            keys, place = torch.unique(ids * features + feature, return_inverse=True)
+            distinct = torch.div(keys, features, rounding_mode="floor")
+            return _multiply_rows(cores, distinct, keys - distinct * features, plan).index_select(0, place)
+    return _multiply_rows(cores, ids, feature, plan)
+
+
+def _multiply_rows(cores: list[Tensor], ids: Tensor, feature: Tensor, plan: TrainGroup) -> Tensor:
     slices: list[Tensor] = []
     for k in range(len(cores) - 1, -1, -1):
         radix = torch.tensor([table.rows[k] for table in plan.tables], device=ids.device)[feature]
