@@ -30,6 +30,11 @@ def count_chunks(group: RobeGroup) -> int:
     return -(-group.embedding_dim // group.block_size)
 
 
+def count_rows_per_block(group: RobeGroup) -> int:
+    """Whole rows that a block of the flattened table holds; 1 where a row has blocks of its own, or several."""
+    return max(1, group.block_size // group.embedding_dim) if group.is_flattened else 1
+
+
 def has_kernel(group: RobeGroup) -> bool:
     """Whether the kernels know this lookup: blocks that do not wrap around; of a flattened table, only such that hold
     several whole rows or are parts of one."""

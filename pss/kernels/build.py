@@ -1,6 +1,7 @@
-"""The C++ kernels, compiled once on each kind of machine and kept in a cache.
+"""Making kernels ready: the C++ ones are compiled once on each kind of machine and kept in a cache.
 
-Where there is no compiler, or PSS_BENCH_KERNELS=off, methods run in plain PyTorch: the same numbers, more slowly.
+Where there is no compiler, no Triton for a GPU, or PSS_BENCH_KERNELS=off, methods run in plain PyTorch: the same numbers,
+more slowly.
 """
 
 import fcntl
@@ -40,6 +41,16 @@ def load_cpu_kernels() -> bool:
         )
         return False
     return True
+
+
+@cache
+def load_cuda_kernels() -> bool:
+    """Registers the CUDA kernels, which Triton compiles as they are used. False: there is no Triton."""
+    if os.environ.get("PSS_BENCH_KERNELS", "on") == "off":
+        return False
+    from pss.kernels import triton_robe_bags  # imports Triton
+
+    return triton_robe_bags.register()
 
 
 def cache_directory() -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pss.kernels.build import load_cpu_kernels
+from pss.kernels.build import load_cpu_kernels, load_cuda_kernels
 
 _BATCH = "Tensor ids, Tensor offsets, Tensor? weights, SymInt batch_size, int[] features, int[] plan"
 _LIBRARY = torch.library.Library("pss", "DEF")
@@ -35,15 +35,17 @@ for _schema in (
 _EMBEDDING_DIM, _MEMORY_SIZE, _FEATURES = 0, 2, 3  # places in a packed plan
 
 
-_ready: set[str] = set()
+_ready: dict[str, bool] = {}
 
 
 def is_available(device_type: str) -> bool:
     """Whether tensors of such a device have kernels; builds them where they are yet to be built, but not from within
     torch.compile."""
-    if device_type not in _ready and device_type == "cpu" and not torch.compiler.is_compiling() and load_cpu_kernels():
-        _ready.add("cpu")
-    return device_type in _ready
+    if device_type not in _ready and not torch.compiler.is_compiling():
+        _ready[device_type] = (
+            load_cpu_kernels() if device_type == "cpu" else device_type == "cuda" and load_cuda_kernels()
+        )
+    return _ready.get(device_type, False)
 
 
 @torch.library.register_fake("pss::robe_bags")
