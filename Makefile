@@ -3,6 +3,7 @@
 #   make demo [DATA=path/to/criteo.tsv.xz]   sharded DLRM against ROBE: table, report page, TensorBoard
 #   make bench-methods DATA=path/to/movielens
 #                                            every method at 10x, 100x and 1000x on MovieLens: table, page
+#   make microbench [GRID=paper]             kernels against FBGEMM's and PyTorch's: tables, page; 10 minutes
 #   make test                                every test
 #   make lint                                ruff and pyright
 #   make tensorboard                         the runs in a browser
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(DEVICE)
 
-.PHONY: demo bench-methods test lint tensorboard clean
+.PHONY: demo bench-methods microbench test lint tensorboard clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -24,6 +25,9 @@ demo: $(INSTALLED)
 
 bench-methods: $(INSTALLED)
 	$(BIN)/python -m launch.bench_methods run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(RATES),--rates $(RATES))
+
+microbench: $(INSTALLED)
+	$(BIN)/python -m launch.microbench --device $(DEVICE) $(if $(GRID),--grid $(GRID))
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -1,7 +1,7 @@
 """Making kernels ready: the C++ ones are compiled once on each kind of machine and kept in a cache.
 
-Where there is no compiler, no Triton for a GPU, or PSS_BENCH_KERNELS=off, methods run in plain PyTorch: the same numbers,
-more slowly.
+Without a compiler, without Triton on a GPU, or with PSS_BENCH_KERNELS=off, methods run in plain PyTorch: the same
+numbers, more slowly.
 """
 
 import fcntl
