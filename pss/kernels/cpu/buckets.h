@@ -6,7 +6,9 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <array>
 #include <atomic>
+#include <utility>
 
 #include "chunks.h"
 
@@ -28,12 +30,17 @@ void for_each_block(const Lookup& lookup, i64 from, i64 to, F f) {
   }
 }
 
+struct NoScratch {
+  explicit NoScratch(i64) {}
+};
+
 class Buckets {
  public:
   Buckets(const Lookup& lookup, int threads) : lookup_(lookup), threads_(threads) {
     const Plan& plan = lookup.plan;
     while ((i64(1) << shift_) < plan.chunk_size || (plan.memory_size >> shift_) > kMostBuckets) shift_++;
-    while (shift_ > kSmallest && (i64(1) << (shift_ - 1)) >= plan.chunk_size && (plan.memory_size >> shift_) < 8 * threads) shift_--;
+    const auto may_be_halved = [&] { return shift_ > kSmallest && size() / 2 >= plan.chunk_size; };
+    while (may_be_halved() && (plan.memory_size >> shift_) < 8 * threads) shift_--;
     count_ = (plan.memory_size + size() - 1) >> shift_;
     place_entries();
   }
@@ -71,7 +78,7 @@ class Buckets {
       const Entry entry = entries_[x];
       const i64 place = i64(entry.location & ~kSign) - first, chunk = Z ? 0 : entry.source % chunks;
       const float* from = gradient + (Z ? i64(entry.source) * Z : entry.source / chunks * dim + chunk * plan.chunk_size);
-      const i64 width = Z ? Z : chunk == chunks - 1 ? plan.width_of_last_chunk() : plan.chunk_size;
+      const i64 width = Z ? Z : plan.width_of(chunk);
       const float factor = weights_ ? scale * with_sign(weights_[x], entry.location) : scale;
       if (place >= 0 && place + width <= elements) add_chunk<Z>(sums + place, from, factor, width);
       else {  // it lies across two buckets: this one's share
@@ -81,19 +88,46 @@ class Buckets {
     }
   }
 
-  // marks[e] = 1 for every element first + e that any chunk reads.
-  void mark(i64 bucket, uint8_t* marks, i64 first, i64 elements) const {
+  // Appends to slots every element that any chunk reads, rising, and to values the sum of the gradients of each. Sorted
+  // chunks that touch are one island of elements: the work does not depend on how much of M lies between them.
+  void add_sparse(i64 bucket, const float* gradient, i64 first, i64 elements, std::vector<i64>& slots,
+                  std::vector<float>& values) const {
     const Plan& plan = lookup_.plan;
-    for (i64 x = start_[bucket]; x < start_[bucket + 1]; x++) {
+    const i64 start = start_[bucket];
+    const u32 chunks = u32(plan.chunks);
+    slots.reserve((start_[bucket + 1] - start) * plan.chunk_size), values.reserve(slots.capacity());
+    for (const u64 key : sorted_keys(start, start_[bucket + 1])) {
+      const i64 x = start + i64(key & 0xFFFFFFFF), location = i64(key >> 32);
       const Entry entry = entries_[x];
-      const i64 place = i64(entry.location & ~kSign) - first;
-      const bool is_last = entry.source % plan.chunks == plan.chunks - 1;
-      const i64 stop = std::min(place + (is_last ? plan.width_of_last_chunk() : plan.chunk_size), elements);
-      for (i64 e = std::max<i64>(0, place); e < stop; e++) marks[e] = 1;
+      const i64 bag = entry.source / chunks, chunk = entry.source % chunks;
+      const i64 begin = std::max(location, first), end = std::min(location + plan.width_of(chunk), first + elements);
+      const float* from = gradient + bag * plan.embedding_dim + chunk * plan.chunk_size;
+      const float factor = weights_ ? with_sign(weights_[x], entry.location) : with_sign(1.f, entry.location);
+      for (i64 e = slots.empty() ? begin : std::max(begin, slots.back() + 1); e < end; e++)
+        slots.push_back(e), values.push_back(0.f);
+      float* sums = &values[values.size() - 1 - (slots.back() - begin)];  // from begin to the end all are there
+      for (i64 e = begin; e < end; e++) sums[e - begin] += from[e - location] * factor;
     }
   }
 
  private:
+  // location << 32 | x - start of the entries [start, end), by location and then by place in the batch.
+  std::vector<u64> sorted_keys(i64 start, i64 end) const {
+    constexpr int kDigit = 9;
+    std::vector<u64> keys(end - start), other(end - start);
+    for (i64 x = start; x < end; x++) keys[x - start] = u64(entries_[x].location & ~kSign) << 32 | u64(x - start);
+    for (int low = 32; low < 63; low += kDigit) {  // least digit first; the high ones are mostly equal, and then skipped
+      std::array<u32, 1 << kDigit> next{};
+      for (const u64 key : keys) next[key >> low & (next.size() - 1)]++;
+      if (std::find(next.begin(), next.end(), u32(keys.size())) != next.end()) continue;
+      u32 sum = 0;
+      for (u32& place : next) sum += std::exchange(place, sum);
+      for (const u64 key : keys) other[next[key >> low & (next.size() - 1)]++] = key;
+      keys.swap(other);
+    }
+    return keys;
+  }
+
   static constexpr i64 kMostBuckets = 1024, kSmallest = 10, kAhead = 16;
 
   const Lookup& lookup_;

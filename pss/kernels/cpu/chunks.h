@@ -73,7 +73,7 @@ inline float with_sign(float weight, u32 location) {
 // Calls f with Z as a constant where chunks are of one of these sizes, with 0 for any other.
 template <class F>
 inline void with_constant_size(const Plan& plan, F f) {
-  const bool is_even = plan.width_of_last_chunk() == plan.chunk_size;
+  const bool is_even = plan.width_of(plan.chunks - 1) == plan.chunk_size;
   switch (is_even ? plan.chunk_size : 0) {
     case 1: return f(std::integral_constant<int, 1>());
     case 2: return f(std::integral_constant<int, 2>());

@@ -48,7 +48,7 @@ struct Plan {  // pss.robe_group.RobeGroup, see `pack` there
     TORCH_CHECK(next == packed.end(), "the packed plan has ", packed.size(), " numbers, not ", next - packed.data());
   }
 
-  i64 width_of_last_chunk() const { return embedding_dim - (chunks - 1) * chunk_size; }
+  i64 width_of(i64 chunk) const { return std::min(chunk_size, embedding_dim - chunk * chunk_size); }
   // Whether ids of one feature differ in where their chunks may be: location = hash in their slots + their start.
   bool has_starts() const { return tiers > 1 || has_private_rows || rows_per_block > 1; }
 };

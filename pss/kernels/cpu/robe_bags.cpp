@@ -47,7 +47,7 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
     for (i64 j = 0; j < plan.chunks; j++) {
       const u32* location = block.chunk(j);
       float* to = out + j * plan.chunk_size;
-      const i64 width = Z ? Z : j + 1 < plan.chunks ? plan.chunk_size : plan.width_of_last_chunk();
+      const i64 width = Z ? Z : plan.width_of(j);
       float sum[Z ? Z : 1] = {};
       if constexpr (Z == 0) std::fill_n(to, width, 0.f);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
@@ -76,7 +76,7 @@ void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* grad
   for (i64 bag = 0; bag < bags; bag++, gradient += plan.embedding_dim)
     for (i64 j = 0; j < plan.chunks; j++) {
       const u32* location = block.chunk(j);
-      const i64 width = Z ? Z : j + 1 < plan.chunks ? plan.chunk_size : plan.width_of_last_chunk();
+      const i64 width = Z ? Z : plan.width_of(j);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
         prefetch<Z, 1>(memory + (location[x + ahead] & ~kSign));
         const float weight = lookup.is_scaled ? scale * with_sign(block.weight[x], location[x]) : scale;
@@ -165,9 +165,8 @@ void add_gradient(const Lookup& lookup, const float* gradient, float* memory, fl
       });
       return add_copies(copy, threads - 1, memory, size);
     }
-    struct None { explicit None(i64) {} };
     const Buckets buckets(lookup, threads);
-    buckets.for_each<None>([&](i64 bucket, i64 first, i64 elements, None&) {
+    buckets.for_each<NoScratch>([&](i64 bucket, i64 first, i64 elements, NoScratch&) {
       buckets.add<Z>(bucket, gradient, scale, memory + first, first, elements);
     });
   });
@@ -188,33 +187,20 @@ std::tuple<at::Tensor, at::Tensor> robe_bags_backward_sparse(
     const std::optional<at::Tensor>& weights, i64 batch_size, at::IntArrayRef features, at::IntArrayRef packed) {
   const Lookup lookup(ids, offsets, weights, batch_size, features, packed);
   const at::Tensor from = check_gradient(gradient, lookup);
-  struct Sums {
-    std::vector<float> sums;
-    std::vector<uint8_t> marks;
-    explicit Sums(i64 size) : sums(size), marks(size) {}
-  };
   struct Part {
     std::vector<i64> slots;
     std::vector<float> values;
   };
   const Buckets buckets(lookup, at::get_num_threads());
   std::vector<Part> parts(buckets.count());
-  with_constant_size(lookup.plan, [&](auto size) {
-    constexpr int Z = decltype(size)::value;
-    buckets.for_each<Sums>([&](i64 bucket, i64 first, i64 elements, Sums& scratch) {
-      buckets.mark(bucket, scratch.marks.data(), first, elements);
-      buckets.add<Z>(bucket, from.const_data_ptr<float>(), 1.f, scratch.sums.data(), first, elements);
-      Part& part = parts[bucket];
-      for (i64 e = 0; e < elements; e++)
-        if (scratch.marks[e]) {
-          part.slots.push_back(first + e), part.values.push_back(scratch.sums[e]);
-          scratch.marks[e] = 0, scratch.sums[e] = 0.f;
-        }
-    });
+  buckets.for_each<NoScratch>([&](i64 bucket, i64 first, i64 elements, NoScratch&) {
+    Part& part = parts[bucket];
+    buckets.add_sparse(bucket, from.const_data_ptr<float>(), first, elements, part.slots, part.values);
   });
   i64 touched = 0;
   for (const Part& part : parts) touched += i64(part.slots.size());
-  at::Tensor slots = at::empty({touched}, from.options().dtype(at::kLong)), values = at::empty({touched}, from.options());
+  at::Tensor slots = at::empty({touched}, from.options().dtype(at::kLong));
+  at::Tensor values = at::empty({touched}, from.options());
   i64* slot = slots.data_ptr<i64>();
   float* value = values.data_ptr<float>();
   for (const Part& part : parts) {
@@ -245,7 +231,7 @@ at::Tensor robe_bags_weight_gradient(const at::Tensor& gradient, const at::Tenso
           float dot = 0.f;
           for (i64 j = 0; j < plan.chunks; j++) {
             const u32 location = block.chunk(j)[x];
-            const i64 width = j + 1 < plan.chunks ? plan.chunk_size : plan.width_of_last_chunk();
+            const i64 width = plan.width_of(j);
             float part = 0.f;
             for (i64 z = 0; z < width; z++) part += bag[j * plan.chunk_size + z] * m[(location & ~kSign) + z];
             dot += with_sign(part, location);
