@@ -1,0 +1,147 @@
+"""Sizes at which embedding kernels are measured, and the two grids of them.
+
+`bars`: the sizes of recommendation models that our claims of speed are about; the whole grid, or what can be measured
+in ten minutes: every axis through the middle of the grid (B = 10240, d = 64, Z = 16, 10 MB, one id a bag, uniform), and
+the corners where a claim is tightest. `paper`: those of Table 2 of the PSS paper, one table and one id a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal, get_args
+
+Ids = Literal["uniform", "zipf"]
+
+FEATURES = 26
+ZIPF_EXPONENT = 1.05
+PAPER_ROWS = tuple(millions * 1_000_000 for millions in (4, 8, 16, 32, 64, 128, 256))
+PAPER_COMPRESSIONS = (10, 100, 1_000, 10_000)
+PAPER_BLOCK_SIZES = (1, 4, 16, 32)
+PAPER_DIM, PAPER_BATCH_SIZE, PAPER_BLOCK_SIZE, PAPER_COMPRESSION = 128, 10_240, 32, 100
+
+
+@dataclass(frozen=True)
+class KernelSize:
+    """One lookup: `features` tables of `rows` rows in all, and the array M in their place.
+
+    ids_per_bag: 1 = exactly one in each bag; more = their mean, every length from 0 to twice the mean being as likely.
+    Raises ValueError naming what cannot be.
+    """
+
+    embedding_dim: int
+    block_size: int
+    memory_bytes: int
+    batch_size: int
+    ids_per_bag: int = 1
+    ids: Ids = "uniform"
+    features: int = FEATURES
+    rows: int = 10_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "block_size", "batch_size", "ids_per_bag", "features"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.memory_size < self.block_size:
+            raise ValueError(
+                f"M of {format_mb(self.memory_bytes)} is {self.memory_size} elements, fewer than one block of "
+                f"Z = {self.block_size}"
+            )
+        if self.rows < self.features:
+            raise ValueError(f"rows must be at least one for each of {self.features} features, not {self.rows}")
+        if self.ids not in get_args(Ids):
+            raise ValueError(f"ids {self.ids!r} are unknown: known are {list(get_args(Ids))}")
+
+    @property
+    def memory_size(self) -> int:
+        """|M|, elements of four bytes."""
+        return self.memory_bytes // 4
+
+    @property
+    def rows_per_table(self) -> int:
+        return self.rows // self.features
+
+    @property
+    def full_bytes(self) -> int:
+        """Of the full tables."""
+        return 4 * self.features * self.rows_per_table * self.embedding_dim
+
+    @property
+    def output_bytes(self) -> int:
+        return 4 * self.batch_size * self.features * self.embedding_dim
+
+    @property
+    def expected_ids(self) -> int:
+        """V, of a batch."""
+        return self.batch_size * self.features * self.ids_per_bag
+
+    @property
+    def compression(self) -> float:
+        return self.full_bytes / self.memory_bytes
+
+    @property
+    def label(self) -> str:
+        bags = "one id a bag" if self.ids_per_bag == 1 else f"~{self.ids_per_bag} ids a bag"
+        ids = "uniform" if self.ids == "uniform" else f"Zipf {ZIPF_EXPONENT}"
+        memory = format_mb(self.memory_bytes)
+        return f"d {self.embedding_dim} · Z {self.block_size} · M {memory} · B {self.batch_size:,} · {bags} · {ids}"
+
+
+def format_mb(size: float) -> str:
+    """10_000_000 -> '10 MB', in units of 10^6 bytes."""
+    return f"{size / 1e6:,.3g} MB" if size < 1e9 else f"{size / 1e9:,.3g} GB"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values of a full grid."""
+
+    embedding_dims: Sequence[int] = (16, 64, 128)
+    block_sizes: Sequence[int] = (1, 8, 16, 32)
+    memory_mb: Sequence[float] = (1, 10, 100)
+    batch_sizes: Sequence[int] = (2_048, 10_240)
+    ids_per_bag: Sequence[int] = (1, 10)
+    ids: Sequence[Ids] = ("uniform", "zipf")
+
+    def sizes(self, rows: int, features: int = FEATURES) -> list[KernelSize]:
+        """Every combination. Raises ValueError for one that cannot be."""
+        return [
+            KernelSize(dim, block_size, round(mb * 1e6), batch_size, per_bag, ids, features, rows)
+            for dim, ids, per_bag, batch_size, block_size, mb in product(
+                self.embedding_dims, self.ids, self.ids_per_bag, self.batch_sizes, self.block_sizes, self.memory_mb
+            )
+        ]
+
+
+def reduced_sizes(rows: int, features: int = FEATURES) -> list[KernelSize]:
+    """Every axis of the grid through its middle, and the corners of the claims."""
+    middle = KernelSize(64, 16, 10_000_000, 10_240, features=features, rows=rows)
+    mb = 1_000_000
+    wide = [replace(middle, block_size=z, memory_bytes=m * mb) for z in (8, 16, 32) for m in (1, 10, 100)]
+    changes: list[dict[str, int | str]] = [
+        {"block_size": 1},
+        {"block_size": 1, "memory_bytes": mb},
+        {"ids": "zipf"},
+        {"ids": "zipf", "block_size": 32, "memory_bytes": 100 * mb},
+        {"batch_size": 2_048},
+        {"batch_size": 2_048, "memory_bytes": 100 * mb},
+        {"batch_size": 2_048, "ids_per_bag": 10},
+        {"batch_size": 2_048, "ids_per_bag": 10, "ids": "zipf", "memory_bytes": mb},
+        {"embedding_dim": 128, "block_size": 8},
+        {"embedding_dim": 128},
+        {"embedding_dim": 128, "memory_bytes": 100 * mb},
+        {"embedding_dim": 16, "block_size": 8},
+        {"embedding_dim": 16, "block_size": 32, "memory_bytes": mb},
+    ]
+    return wide + [replace(middle, **change) for change in changes]  # pyright: ignore[reportArgumentType]
+
+
+def paper_sizes(rows: Sequence[int] = PAPER_ROWS) -> list[KernelSize]:
+    """Table 2: compression at one Z, Z at one compression, over n. The paper does not say at which Z its (a) to (c)
+    were measured: their row of 100x is that of Z = 16 and 32 in (d) to (f), and it recommends 32."""
+    pairs = [(compression, PAPER_BLOCK_SIZE) for compression in PAPER_COMPRESSIONS]
+    pairs += [(PAPER_COMPRESSION, z) for z in PAPER_BLOCK_SIZES if z != PAPER_BLOCK_SIZE]
+    return [
+        KernelSize(PAPER_DIM, z, 4 * n * PAPER_DIM // compression, PAPER_BATCH_SIZE, features=1, rows=n)
+        for n in rows
+        for compression, z in pairs
+    ]
