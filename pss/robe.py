@@ -23,7 +23,7 @@ takes frequent and rare ids to different parts of M, and private rows have no h 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -122,6 +122,10 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     for flattened tables of 2^63 elements or more where Z < d.
     """
 
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        *SharedArrayEmbeddingBagCollection.__jit_unused_properties__,
+        "lookup_kernel",
+    ]
     _plan: list[RobeGroup]
 
     def __init__(
@@ -243,6 +247,13 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
                 f"{len(self._groups)}"
             )
         self._update = robe_bags.fused_update(optimizer, self.memory)
+
+    @property
+    def lookup_kernel(self) -> str:
+        """What this device makes of `kernel`: robe_bags, with its update or without, or plain PyTorch."""
+        if not all(self._has_kernel(group) for group in range(len(self._groups))):
+            return "plain"
+        return "robe_bags, fused update" if self._update is not None else "robe_bags"
 
     @torch.jit.unused
     def _has_kernel(self, group: int) -> bool:

@@ -13,6 +13,8 @@ or are smaller afterwards:
   must come out equal: decide on values they share.
 - `stored_bytes()`: bytes of what is kept to look up, where that is not parameters and persistent buffers.
 - `settle_gradient(batch_size)` and `gradient`: see `pss.shared_array`.
+- `fused_update` and `fuse_update(optimizer)`: true for a module that is to do its optimizer's step itself, on one rank.
+- `lookup_kernel`: what looks up here, for the table that tells where parameters are.
 """
 
 from collections.abc import Callable, Sequence

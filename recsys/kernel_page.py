@@ -1,15 +1,9 @@
 """The kernel benchmark as one self-contained page: ratios over M, times against the byte bound, and every figure."""
 
-import json
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from recsys.kernel_bars import bars_of
 from recsys.kernel_bench import BARS, KernelReport
@@ -26,9 +20,9 @@ from recsys.kernel_table import (
     paper_blocks,
 )
 from recsys.kernel_timing import Measurement
+from recsys.page import as_script_data, write_page
 from recsys.paper_table2 import PAPER_ROWS
 from recsys.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
-from recsys.run_dir import write_atomically
 
 _TEMPLATE = "kernel_page.html.j2"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7a7f87", "#1b9e77")
@@ -38,14 +32,9 @@ _LEAST_POINTS = 2
 
 def write_kernel_page(report: KernelReport, path: Path) -> None:
     """The page, in one piece: data, styles and plotly.js are inside it, and nothing is fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template(_TEMPLATE).render(
+    write_page(
+        path,
+        _TEMPLATE,
         report=report,
         is_bars=report.grid is BARS,
         competitors={name: COMPETITORS[name] for name in report.grid.competitors},
@@ -57,13 +46,9 @@ def write_kernel_page(report: KernelReport, path: Path) -> None:
         rows=build_rows(report, report.measurements),
         blocks=paper_blocks(report),
         paper_rows=PAPER_ROWS,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        # JSON that cannot end the script element it stands in
-        plots=Markup(json.dumps(build_plots(report), allow_nan=False).replace("<", "\\u003c")),
-        plotly=Markup(get_plotlyjs()),
+        environment=report.environment,
+        figures=as_script_data(build_plots(report)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
 
 
 def build_plots(report: KernelReport) -> list[dict[str, Any]]:

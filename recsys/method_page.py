@@ -1,18 +1,12 @@
 """The table of methods as one self-contained page: AUC against compression, and the figures below."""
 
-import json
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from recsys.method_rows import MethodRow, MethodTable
 from recsys.method_table import COLUMNS, UNFAIR, describe_failures, describe_subject, describe_tuning
+from recsys.page import as_script_data, write_page
 from recsys.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
-from recsys.run_dir import write_atomically
 
 _TEMPLATE = "method_page.html.j2"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
@@ -24,27 +18,18 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 def write_method_page(table: MethodTable, path: Path) -> None:
     """The page, in one piece: data, styles and plotly.js are inside it, and nothing is fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template(_TEMPLATE).render(
+    write_page(
+        path,
+        _TEMPLATE,
         subject=describe_subject(table),
         tuning=describe_tuning(table),
         table=table,
         columns=COLUMNS,
         unfair=UNFAIR,
         failures=describe_failures(table),
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        # JSON that cannot end the script element it stands in
-        figure=Markup(json.dumps(auc_figure(table), allow_nan=False).replace("<", "\\u003c")),
-        plotly=Markup(get_plotlyjs()),
+        environment=table.environment,
+        figures=as_script_data(auc_figure(table)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
 
 
 def auc_figure(table: MethodTable) -> Figure:

@@ -165,7 +165,9 @@ def describe_placement(model: nn.Module, placement: str, embedding_bytes: int) -
         return sharded.describe_plan(model)
     ranks = range(dist.get_world_size())
     bytes_per_rank = dict.fromkeys(ranks, embedding_bytes)
-    return [{"table": "all", "sharding": placement, "kernel": "dense", "bytes_per_rank": bytes_per_rank}]
+    kernels = [m.lookup_kernel for m in unwrapped(model).modules() if hasattr(m, "lookup_kernel")]
+    kernel = kernels[0] if kernels else "dense"
+    return [{"table": "all", "sharding": placement, "kernel": kernel, "bytes_per_rank": bytes_per_rank}]
 
 
 def gather_numbers(value: float, ranks: Ranks) -> list[Any]:

@@ -4,19 +4,15 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from configs.load import flatten
 from recsys.compared_runs import Run, free_facts, shared_facts
 from recsys.comparison import Comparison, Measured, Setup
 from recsys.cost_plots import cost_plots
 from recsys.curves import Lead
+from recsys.page import as_script_data, render_page
 from recsys.plots import Plot, choose_styles, find_splits, quality_plots
 from recsys.result_table import (
     COLUMNS,
@@ -191,14 +187,8 @@ def write_report(comparison: Comparison, path: Path) -> None:
 def render_report(comparison: Comparison) -> str:
     plots = build_plots(comparison)
     findings = find_findings(comparison)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_TEMPLATE).render(
+    return render_page(
+        _TEMPLATE,
         comparison=comparison,
         title=describe_title(comparison),
         subject=describe_subject(comparison),
@@ -215,17 +205,8 @@ def render_report(comparison: Comparison) -> str:
         varied=[_varied_row(setup, comparison) for setup in comparison.setups],
         shared=_shared_rows(comparison),
         environments=_environment_rows(comparison.runs),
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        figures=_as_script_data(
-            [{"id": p.id, "title": p.title, "views": p.figures, "height": p.height} for p in plots]
-        ),
-        plotly=Markup(get_plotlyjs()),
+        figures=as_script_data([{"id": p.id, "title": p.title, "views": p.figures, "height": p.height} for p in plots]),
     )
-
-
-def _as_script_data(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
-    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _varied_row(setup: Setup, comparison: Comparison) -> list[str]:

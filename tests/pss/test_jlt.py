@@ -1,19 +1,16 @@
-import copy
-import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torchrec.fx import symbolic_trace
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.request import CompressionRefused, EmbeddingRequest
 from pss import jlt
 from pss.jlt import JltEmbeddingBagCollection, cell
+from tests.pss.captures import CAPTURES, COPIES
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 SKETCHES: dict[str, dict[str, Any]] = {
@@ -307,17 +304,6 @@ def test_materialised_from_meta_is_the_module_built_in_place(sketch: dict[str, A
     assert torch.equal(module(features).values(), expected(features).values())
 
 
-CAPTURES: dict[str, Callable[[nn.Module], Callable[[KeyedJaggedTensor], Any]]] = {
-    "fx": symbolic_trace,
-    "script": torch.jit.script,  # pyright: ignore[reportPrivateImportUsage]
-    "script of fx": lambda module: torch.jit.script(symbolic_trace(module)),  # pyright: ignore[reportPrivateImportUsage]
-    "compile": lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"),
-    "export": lambda module: torch.export.export(module, (random_kjt(KEYS, 4, max_id=9),), strict=False).module(),
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-}
-
-
 @pytest.mark.parametrize("name", ["sparse", "achlioptas", "gaussian"])
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_captured_module_trains_the_same(name: str, capture: str):
@@ -325,12 +311,12 @@ def test_captured_module_trains_the_same(name: str, capture: str):
     module, features = JltEmbeddingBagCollection(mixed_tables(), **SKETCHES[name]), random_kjt(KEYS, 4, max_id=9)
     expected = module(features).values()
     expected.square().sum().backward()
-    captured: Any = CAPTURES[capture](module)
+    captured: Any = CAPTURES[capture](module, features)
     grad, module.memory.grad = module.memory.grad, None
     found = captured(features).values()
     torch.testing.assert_close(found, expected)
     found.square().sum().backward()
-    trained = captured if capture in ("deepcopy", "pickle") else module
+    trained = captured if capture in COPIES else module
     torch.testing.assert_close(trained.memory.grad, grad)
 
 

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torchrec.fx import symbolic_trace
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -18,6 +16,7 @@ from configs.request import CompressionRefused, EmbeddingRequest
 from pss import quotient_remainder
 from pss.hashing import HASH_FAMILIES
 from pss.quotient_remainder import COMBINE, QuotientRemainderEmbeddingBagCollection, cell
+from tests.pss.captures import CAPTURES
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 KEYS = ["d", "a", "b", "c"]
@@ -323,20 +322,11 @@ def test_state_of_other_partitions_is_refused(change: dict[str, Any], difference
     assert torch.equal(module.memory, before)
 
 
-CAPTURES: dict[str, Callable[..., Any]] = {
-    "fx": symbolic_trace,
-    "script": torch.jit.script,  # pyright: ignore[reportPrivateImportUsage]
-    "script of fx": lambda module: torch.jit.script(symbolic_trace(module)),  # pyright: ignore[reportPrivateImportUsage]
-    "compile": lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"),
-    "export": lambda module: torch.export.export(module, (random_kjt(KEYS, 4, max_id=2, seed=1),)).module(),
-}
-
-
 @pytest.mark.parametrize(("combine", "capture"), [*product(["mult"], CAPTURES), ("concat", "fx"), ("concat", "script")])
 def test_captured_module_gives_the_same(capture: str, combine: str):
     torch._dynamo.reset()
     module, features = build(combine=combine, compression=6), random_kjt(KEYS, 4, max_id=2, seed=1)
-    torch.testing.assert_close(CAPTURES[capture](module)(features).values(), module(features).values())
+    torch.testing.assert_close(CAPTURES[capture](module, features)(features).values(), module(features).values())
 
 
 def test_defaults_work_at_toy_size():

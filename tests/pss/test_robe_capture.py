@@ -1,19 +1,16 @@
 """Tracing, scripting, compiling, exporting, copying and moving: what TorchRec's module survives, ROBE survives."""
 
-import copy
 import io
-import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torchrec.fx import symbolic_trace
 from torchrec.models.dlrm import DLRM
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from pss.robe import RobeEmbeddingBagCollection, cell
+from tests.pss.captures import CAPTURES
 from tests.pss.jagged import pooled_by_cell, random_kjt, table
 
 KEYS = ["c", "a", "b"]
@@ -33,33 +30,13 @@ def build(is_weighted: bool = False, **options: Any) -> RobeEmbeddingBagCollecti
     )
 
 
-def export(strict: bool) -> Callable[[nn.Module], Callable[[KeyedJaggedTensor], KeyedTensor]]:
-    def run(module: nn.Module) -> Callable[[KeyedJaggedTensor], KeyedTensor]:
-        features = random_kjt(KEYS, 4, weighted=True, seed=1)
-        return torch.export.export(module, (features,), strict=strict).module()
-
-    return run
-
-
-CAPTURES: dict[str, Callable[[nn.Module], Callable[[KeyedJaggedTensor], KeyedTensor]]] = {
-    "fx": symbolic_trace,
-    "script": torch.jit.script,  # pyright: ignore[reportPrivateImportUsage]
-    "script of fx": lambda module: torch.jit.script(symbolic_trace(module)),  # pyright: ignore[reportPrivateImportUsage]
-    "compile": lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"),
-    "export, strict": export(strict=True),
-    "export, non-strict": export(strict=False),
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-}
-
-
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_captured_module_gives_the_same(capture: str, options: str, is_weighted: bool):
     torch._dynamo.reset()
     module = build(is_weighted, **OPTIONS[options])
-    captured = CAPTURES[capture](module)
+    captured = CAPTURES[capture](module, random_kjt(KEYS, 4, weighted=True, seed=1))
     features = random_kjt(KEYS, 4, weighted=True, seed=1)
     expected, got = module(features), captured(features)
     assert got.keys() == expected.keys()
@@ -73,7 +50,7 @@ def test_captured_module_trains_the_same(capture: str):
     features = random_kjt(KEYS, 4, weighted=True)
     module(features).values().square().sum().backward()
     expected, module.memory.grad = module.memory.grad, None
-    CAPTURES[capture](module)(features).values().square().sum().backward()
+    CAPTURES[capture](module, features)(features).values().square().sum().backward()
     torch.testing.assert_close(module.memory.grad, expected)
 
 
@@ -81,7 +58,7 @@ def test_captured_module_trains_the_same(capture: str):
 def test_a_graph_of_one_id_per_bag_serves_other_bags(capture: str):
     torch._dynamo.reset()
     module = build(memory_size=100)
-    captured = CAPTURES[capture](module)
+    captured = CAPTURES[capture](module, random_kjt(KEYS, 4, weighted=True, seed=1))
     for max_length in (0, 4, 0):
         features = random_kjt(KEYS, 4, max_length=max_length, seed=max_length)
         torch.testing.assert_close(captured(features).values(), module(features).values())
