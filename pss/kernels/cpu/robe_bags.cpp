@@ -17,7 +17,8 @@
 namespace pss {
 
 constexpr i64 kStreamedBytes = 16 << 20;  // outputs from this size on do not stay in a cache before they are read
-constexpr i64 kSummedAtOnce = 4 << 20;    // elements of M up to which Adagrad sums the whole gradient before it updates
+constexpr i64 kBeyondCaches = 4 << 20;    // elements of M: up to here Adagrad sums the whole gradient and updates then
+constexpr int kThreadsForBuckets = 4;
 
 // Ids ahead of the present one whose chunk j is prefetched: some 16 chunks.
 inline i64 ids_ahead(const Plan& plan) { return std::clamp<i64>(16 / plan.chunks, 1, LocatedBlock::kAhead); }
@@ -140,8 +141,9 @@ void add_copies(const float* copies, i64 count, float* memory, i64 size) {
   });
 }
 
-// memory += scale · Σ chunks of the gradient, at their locations. Every thread has a copy of a small memory to add its
-// rows to; a large one is divided into buckets.
+// memory += scale · Σ chunks of the gradient, at their locations. Where there is much to add every thread has a copy of
+// memory for its rows. Otherwise chunks are divided into buckets, which costs more than a second thread gains unless
+// memory is beyond the caches.
 void add_gradient(const Lookup& lookup, const float* gradient, float* memory, float scale) {
   const Plan& plan = lookup.plan;
   const int threads = at::get_num_threads();
@@ -153,8 +155,10 @@ void add_gradient(const Lookup& lookup, const float* gradient, float* memory, fl
         add_rows<Z>(lookup, block, gradient + block.first_row * width, to, scale);
       });
     };
-    if (threads == 1) return add(memory, 0, lookup.rows);
-    if (2 * size * (threads - 1) <= lookup.visited_ids * plan.embedding_dim) {
+    const bool has_copies = 2 * size * (threads - 1) <= lookup.visited_ids * plan.embedding_dim;
+    if (threads == 1 || (!has_copies && threads < kThreadsForBuckets && size < kBeyondCaches))
+      return add(memory, 0, lookup.rows);
+    if (has_copies) {
       const at::Tensor copies = at::empty({threads - 1, size}, at::kFloat);
       float* copy = copies.data_ptr<float>();
       at::parallel_for(0, threads, 1, [&](i64 from, i64 to) {
@@ -282,7 +286,7 @@ void robe_bags_adagrad_(at::Tensor& memory, at::Tensor& squares, const at::Tenso
   float *m = memory.data_ptr<float>(), *s = squares.data_ptr<float>();
   const float rate = float(learning_rate), epsilon = float(eps);
   const i64 size = lookup.plan.memory_size;
-  if (size <= kSummedAtOnce) {
+  if (size < kBeyondCaches) {
     at::Tensor sums = at::zeros({size}, from.options());
     float* sum = sums.data_ptr<float>();
     add_gradient(lookup, from.const_data_ptr<float>(), sum, 1.f);

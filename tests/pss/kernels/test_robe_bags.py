@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not robe_bags.is_available("cpu"), reason="no C+
 FLOOR = 1e-6
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -132,7 +132,7 @@ def test_sparse_gradient_is_plain_pytorchs(name: str, threads: int):
     max_length=st.integers(0, 5),
     flags=st.tuples(*[st.booleans()] * 5),
     family=st.sampled_from(["independent", "affine", "authors"]),
-    threads=st.integers(1, 3),
+    threads=st.integers(1, 5),
     seed=st.integers(0, 2**32),
 )
 def test_any_lookup(
