@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load_config, resolved
+from configs.load import ConfigError, load_config, resolved
 from configs.request import EmbeddingRequest
 from recsys.criteo_schema import CARDINALITIES
 from recsys.embedding_size import count_full_parameters, count_parameters
@@ -69,3 +69,15 @@ def test_the_comparison_sees_a_difference(tmp_path):
     rival = tmp_path / "demo_rival.toml"
     rival.write_text('base = "demo.toml"\n[training]\nepochs = 3\n')
     assert json.dumps(shared_sections(rival)) != json.dumps(shared_sections(tmp_path / "demo.toml"))
+
+
+@pytest.mark.parametrize("method", ["robe", "frequency_robe", "hashed_net"])
+def test_an_update_in_the_backward_pass_needs_one_rank_and_a_kernel(method: str):
+    config = CONFIGS[0].parent / "debug.toml"
+    chosen = [f"embedding.method={method}", "embedding.compression=10", f"embedding.{method}.fused_update=true"]
+    load_config(config, chosen, CHOICES)
+    two = ["parallelism.world_size=2", "training.global_batch_size=64", "evaluation.global_batch_size=64"]
+    with pytest.raises(ConfigError, match=rf"embedding.{method}: fused_update: .*parallelism.world_size = 2 ranks"):
+        load_config(config, [*chosen, *two], CHOICES)
+    with pytest.raises(ConfigError, match="fused_update is done by the kernels"):
+        load_config(config, [*chosen, f"embedding.{method}.kernel=plain"], CHOICES)

@@ -3,9 +3,12 @@ import torch
 import torch.distributed as dist
 
 from configs.schema import OptimizerSection
+from pss.kernels import robe_bags
+from pss.robe import RobeEmbeddingBagCollection
 from recsys.checkpoint import Checkpoints
 from recsys.optim import build_optimizers, optimizer_factory
 from recsys.parallelism import Ranks
+from tests.pss.jagged import random_kjt, table
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,41 @@ def test_a_run_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(one_rank, tmp_
     steps(resumed, optimizer, 3, 5)
     for found, expected in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad"])
+def test_a_fused_update_is_the_same_run_and_continues_from_a_checkpoint(one_rank, tmp_path, rule):
+    """Its state is the optimizer's, so a checkpoint of one form even continues in the other."""
+    if not robe_bags.is_available("cpu"):
+        pytest.skip("no C++ compiler: there is no fused update")
+    section = OptimizerSection(
+        dense="sgd", dense_learning_rate=0.1, embedding=rule, embedding_learning_rate=0.1, adagrad_eps=1e-3
+    )
+
+    def build(is_fused):
+        embedding = RobeEmbeddingBagCollection(
+            [table("a", 50, 8), table("b", 50, 8)], memory_size=100, block_size=4, gradient="dense",
+            fused_update=is_fused,
+        )  # fmt: skip
+        model = torch.nn.ModuleDict({"embedding": embedding})
+        return embedding, model, build_optimizers(model, ["embedding.memory"], section)
+
+    def steps(embedding, optimizer, start, stop):
+        for step in range(start, stop):
+            optimizer.zero_grad(set_to_none=True)
+            (embedding(random_kjt(["a", "b"], 6, max_id=50, seed=step)).values() ** 2).sum().backward()
+            assert (embedding.memory.grad is None) == embedding.fused_update
+            optimizer.step()
+
+    checkpoints = Checkpoints(tmp_path, {}, 1, one_rank)
+    straight, _, optimizer = build(False)
+    steps(straight, optimizer, 0, 5)
+    stopped, model, optimizer = build(True)
+    steps(stopped, optimizer, 0, 3)
+    assert stopped.lookup_kernel == "robe_bags, fused update"
+    checkpoints.save("step_3", model, optimizer, {})
+    for is_fused in (True, False):
+        resumed, model, optimizer = build(is_fused)
+        checkpoints.load(tmp_path / "step_3", model, optimizer)
+        steps(resumed, optimizer, 3, 5)
+        torch.testing.assert_close(resumed.memory, straight.memory, rtol=1e-5, atol=1e-7)

@@ -4,12 +4,8 @@ The rule for errors: at most twice that of plain PyTorch in float32 (gradients t
 """
 
 import copy
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -382,40 +378,3 @@ def test_packed_plans_are_read_back(name: str):
     family = {"authors": "affine"}.get(plan.location.family, plan.location.family)  # they differ in their keys only
     signs = [constants._replace(family=family) for constants in plan.signs]
     assert read == plan._replace(location=plan.location._replace(family=family), signs=signs)
-
-
-SCRIPT = """
-import warnings
-import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from pss.kernels import robe_bags
-from pss.robe import RobeEmbeddingBagCollection
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for _ in range(2):
-        module = RobeEmbeddingBagCollection([EmbeddingBagConfig(name="a", num_embeddings=9, embedding_dim=4,
-                                             feature_names=["a"])], memory_size=20, block_size=2)
-    module(KeyedJaggedTensor(["a"], torch.tensor([1, 2]), lengths=torch.tensor([2, 0]))).values().sum().backward()
-print(robe_bags.is_available("cpu"), [str(w.message) for w in caught if "kernels" in str(w.message)])
-"""
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"PSS_BENCH_KERNELS": "off"}, "False []"),
-        ({"CXX": "no-such-compiler"}, "could not be built ([Errno 2] No such file or directory: 'no-such-compiler')"),
-        ({"CXX": "false"}, "could not be built (false ended with 1"),
-    ],
-)
-def test_without_kernels_it_is_plain_pytorch_with_one_warning(environment: dict, expected: str, tmp_path: Path):
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PSS_BENCH_CACHE": str(tmp_path), **environment},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert expected in done.stdout
-    assert done.stdout.count("several times slower") == (0 if "off" in environment.values() else 1)
-    assert not list(tmp_path.glob("*.so"))
