@@ -19,7 +19,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from configs.request import EmbeddingRequest
 from pss.hashing import HashFamilyName
-from pss.robe import KernelOptions, RobeEmbeddingBagCollection
+from pss.kernel_lookup import KernelOptions
+from pss.robe import RobeEmbeddingBagCollection
 
 placement: Literal["replicate", "shard"] = "replicate"
 

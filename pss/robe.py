@@ -23,47 +23,22 @@ takes frequent and rare ids to different parts of M, and private rows have no h 
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.request import EmbeddingRequest
-from configs.schema import RunConfig
-from pss.chunks import SPARSE_BELOW, read_chunks
+from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
-from pss.kernels import robe_bags
-from pss.robe_group import RobeGroup, has_kernel, pack
-from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
+from pss.kernel_lookup import KernelEmbeddingBagCollection, KernelOptions
+from pss.robe_group import RobeGroup
 from pss.tiers import NO_PRIVATE_ROWS, Tiers, check_counts, check_tiers, solve_private_rows, solve_tiers
 
 placement: Literal["replicate", "shard"] = "replicate"
-
-
-class KernelOptions(SharedArrayOptions):
-    """Keys of the methods that the kernels of `pss.kernels` serve."""
-
-    kernel: Literal["auto", "plain"] = "auto"
-    """auto = the fused kernels where this device and these blocks have them; plain = PyTorch's own operators."""
-    fused_update: bool = False
-    """Update the shared array within the backward pass instead of sending it a gradient: on one rank only."""
-
-    @model_validator(mode="after")
-    def _fused_update_has_a_kernel(self) -> "KernelOptions":
-        if self.fused_update and self.kernel == "plain":
-            raise ValueError("fused_update is done by the kernels: it needs kernel = 'auto'")
-        return self
-
-    def check_run(self, config: RunConfig) -> None:
-        ranks = config.parallelism.world_size
-        if self.fused_update and ranks > 1:
-            raise ValueError(
-                f"fused_update: gradients of parallelism.world_size = {ranks} ranks are averaged before they are used"
-            )
 
 
 class Options(KernelOptions):
@@ -94,7 +69,7 @@ class Options(KernelOptions):
         return tiers
 
 
-class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
+class RobeEmbeddingBagCollection(KernelEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` whose tables share the one parameter `memory` (|M|,) fp32.
 
     Args:
@@ -122,10 +97,6 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     for flattened tables of 2^63 elements or more where Z < d.
     """
 
-    __jit_unused_properties__: ClassVar[list[str]] = [
-        *SharedArrayEmbeddingBagCollection.__jit_unused_properties__,
-        "lookup_kernel",
-    ]
     _plan: list[RobeGroup]
 
     def __init__(
@@ -176,13 +147,8 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         self.sign_hash = build_hash(hash_family, mix64(seed + 1), rows)
         self.location_hash.check_slots(max(self.slots))
         self._plan = [self._group_plan(group) for group in range(len(self._groups))]
-        self._packed = [pack(plan) if has_kernel(plan) else None for plan in self._plan]
-        if kernel not in ("auto", "plain"):
-            raise ValueError(f"kernel {kernel!r} is unknown: known are ['auto', 'plain']")
-        self.kernel, self.fused_update = kernel, fused_update
-        self._update: robe_bags.Update | None = None
+        self._set_kernel(kernel, fused_update)
         self._allocate(memory_size, device)
-        robe_bags.is_available(self.memory.device.type)  # built now, not within the first step
 
     def is_flattened(self, embedding_dim: int) -> bool:
         """Whether tables of that dimension are read in blocks of the flattened table."""
@@ -218,67 +184,6 @@ class RobeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return robe_rows(self.memory, ids, feature, self._plan[group], self.gradient)
-
-    def _pooled(self, group: int, features: KeyedJaggedTensor) -> Tensor:
-        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
-            return self._pooled_rows(group, features)
-        else:  # not compiled by TorchScript
-            if isinstance(features, torch.fx.Proxy) or not self._has_kernel(group):
-                return self._pooled_rows(group, features)
-            if features.variable_stride_per_key():
-                return self._pooled_rows(group, features)
-            return self._pooled_by_kernel(group, features)
-
-    @torch.jit.unused
-    def fuse_update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets the backward pass do the optimizer's step on `memory`, which then gets no gradient.
-
-        For one process without gradient accumulation: gradients of several ranks, or batches, are to be summed before
-        they are used. The optimizer keeps state and learning rate, and its own step does nothing.
-
-        Raises ValueError without a kernel, for a rule that cannot be fused (`pss.kernels.robe_bags.fused_update`), and
-        for Adagrad over tables of several dimensions or poolings, which come as several gradients.
-        """
-        if not all(self._has_kernel(group) for group in range(len(self._groups))):
-            raise ValueError("fused_update needs the kernels, which these blocks, this device or kernel = 'plain' lack")
-        if len(self._groups) > 1 and not isinstance(optimizer, torch.optim.SGD):
-            raise ValueError(
-                f"fused_update of {type(optimizer).__name__} needs tables of one embedding_dim and pooling, not "
-                f"{len(self._groups)}"
-            )
-        self._update = robe_bags.fused_update(optimizer, self.memory)
-
-    @property
-    def lookup_kernel(self) -> str:
-        """What this device makes of `kernel`: robe_bags, with its update or without, or plain PyTorch."""
-        if not all(self._has_kernel(group) for group in range(len(self._groups))):
-            return "plain"
-        return "robe_bags, fused update" if self._update is not None else "robe_bags"
-
-    @torch.jit.unused
-    def _has_kernel(self, group: int) -> bool:
-        is_wanted = self.kernel == "auto" and self.memory.dtype == torch.float32
-        return is_wanted and self._packed[group] is not None and robe_bags.is_available(self.memory.device.type)
-
-    @torch.jit.unused
-    def _pooled_by_kernel(self, group: int, features: KeyedJaggedTensor) -> Tensor:
-        """`_pooled_rows` as one operator, which reads the ids where they are."""
-        keys, packed = features.keys(), self._packed[group]
-        for name in self._groups[group].feature_names:
-            if name not in keys:
-                raise KeyError(f"feature {name} is not in the batch, which has {keys}")
-        places = [keys.index(name) for name in self._groups[group].feature_names]
-        weights = features.weights() if self._is_weighted else None
-        batch = (features.values(), features.offsets(), weights, features.stride(), places, packed)
-        if self._update is not None and torch.is_grad_enabled():
-            return robe_bags.update_in_backward(self.memory, batch, self._update)
-        return torch.ops.pss.robe_bags(self.memory, *batch, self._sends_sparse_gradient(features.values()))
-
-    @torch.jit.unused
-    def _sends_sparse_gradient(self, ids: Tensor) -> bool:
-        if torch.compiler.is_compiling() or self.gradient != "auto":
-            return self.gradient == "sparse" and not torch.compiler.is_compiling()
-        return ids.numel() * max(self._embedding_dims) < SPARSE_BELOW * self.memory_size
 
     def _options(self) -> dict[str, int | str | bool]:
         return {
