@@ -18,20 +18,24 @@ namespace pss {
 
 constexpr i64 kStreamedBytes = 16 << 20;  // outputs from this size on do not stay in a cache before they are read
 constexpr i64 kBeyondCaches = 4 << 20;    // elements of M: up to here Adagrad sums the whole gradient and updates then
+constexpr i64 kL2Elements = 1 << 19;      // 2 MiB: one of today's L2 caches, about
 constexpr int kThreadsForBuckets = 4;
 
-// Ids ahead of the present one whose chunk j is prefetched: some 16 chunks.
-inline i64 ids_ahead(const Plan& plan) { return std::clamp<i64>(16 / plan.chunks, 1, LocatedBlock::kAhead); }
+// Ids ahead of the present one whose chunk j is prefetched: some 16 chunks, 32 where they come from far.
+inline i64 ids_ahead(const Plan& plan, bool is_far) {
+  return std::clamp<i64>((is_far ? 32 : 16) / plan.chunks, 1, LocatedBlock::kAhead);
+}
 
 template <int Z>
 void copy_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out, bool is_streamed) {
   using V = Vector<kLanes<Z>>;
   const Plan& plan = lookup.plan;
-  const i64 ahead = ids_ahead(plan);
+  const bool is_far = plan.memory_size > kL2Elements;
+  const i64 ahead = ids_ahead(plan, is_far);
   for (i64 x = 0; x < block.size; x++)
     for (i64 j = 0; j < plan.chunks; j++, out += Z) {
       const u32* location = block.chunk(j) + x;
-      prefetch<Z, 0>(memory + location[ahead]);
+      prefetch<Z>(memory + location[ahead], is_far);
       const float* chunk = memory + *location;
       for (int z = 0; z < Z; z += kLanes<Z>) {
         if (is_streamed) stream<kLanes<Z>>(out + z, *(const V*)(chunk + z));
@@ -43,7 +47,8 @@ void copy_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
 template <int Z>
 void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out) {
   const Plan& plan = lookup.plan;
-  const i64 ahead = ids_ahead(plan), bags = (block.last_row - block.first_row) * plan.features;
+  const bool is_far = plan.memory_size > kL2Elements;
+  const i64 ahead = ids_ahead(plan, is_far), bags = (block.last_row - block.first_row) * plan.features;
   for (i64 bag = 0; bag < bags; bag++, out += plan.embedding_dim)
     for (i64 j = 0; j < plan.chunks; j++) {
       const u32* location = block.chunk(j);
@@ -52,7 +57,7 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
       float sum[Z ? Z : 1] = {};
       if constexpr (Z == 0) std::fill_n(to, width, 0.f);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch<Z, 0>(memory + (location[x + ahead] & ~kSign));
+        prefetch<Z>(memory + (location[x + ahead] & ~kSign), is_far);
         const float weight = lookup.is_scaled ? with_sign(block.weight[x], location[x]) : 1.f;
         add_chunk<Z>(Z ? sum : to, memory + (location[x] & ~kSign), weight, width);
       }
@@ -64,12 +69,13 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
 template <int Z>
 void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* gradient, float* memory, float scale) {
   const Plan& plan = lookup.plan;
-  const i64 ahead = ids_ahead(plan), bags = (block.last_row - block.first_row) * plan.features;
+  const bool is_far = plan.memory_size > kBeyondCaches;
+  const i64 ahead = ids_ahead(plan, is_far), bags = (block.last_row - block.first_row) * plan.features;
   if (Z > 0 && lookup.has_one_id_per_bag && !lookup.is_scaled) {
     for (i64 x = 0; x < block.size; x++)
       for (i64 j = 0; j < plan.chunks; j++, gradient += Z) {
         const u32* location = block.chunk(j) + x;
-        prefetch<Z, 1>(memory + location[ahead]);
+        prefetch<Z>(memory + location[ahead], is_far);
         add_chunk<Z>(memory + *location, gradient, scale, Z);
       }
     return;
@@ -79,7 +85,7 @@ void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* grad
       const u32* location = block.chunk(j);
       const i64 width = Z ? Z : plan.width_of(j);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch<Z, 1>(memory + (location[x + ahead] & ~kSign));
+        prefetch<Z>(memory + (location[x + ahead] & ~kSign), is_far);
         const float weight = lookup.is_scaled ? scale * with_sign(block.weight[x], location[x]) : scale;
         add_chunk<Z>(memory + (location[x] & ~kSign), gradient + j * plan.chunk_size, weight, width);
       }
