@@ -49,10 +49,10 @@ inline void end_of_stream() {
 
 // A chunk of M that will be needed soon; Z = 0: any width. Into the L1 cache, to be written maybe. Or, where it comes
 // from far, only into L2: many more lines can be on their way there, which took a third off a lookup in 100 MB.
-template <int Z>
-inline void prefetch(const float* chunk, bool is_far) {
-  const auto fetch = [=](const float* place) {
-    if (is_far) __builtin_prefetch(place, 0, 2);
+template <int Z, bool kIsFar>
+inline void prefetch(const float* chunk) {
+  const auto fetch = [](const float* place) {
+    if constexpr (kIsFar) __builtin_prefetch(place, 0, 2);
     else __builtin_prefetch(place, 1, 3);
   };
   for (int z = 0; z < (Z ? Z : 1); z += 16) fetch(chunk + z);

@@ -26,16 +26,15 @@ inline i64 ids_ahead(const Plan& plan, bool is_far) {
   return std::clamp<i64>((is_far ? 32 : 16) / plan.chunks, 1, LocatedBlock::kAhead);
 }
 
-template <int Z>
+template <int Z, bool kIsFar>
 void copy_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out, bool is_streamed) {
   using V = Vector<kLanes<Z>>;
   const Plan& plan = lookup.plan;
-  const bool is_far = plan.memory_size > kL2Elements;
-  const i64 ahead = ids_ahead(plan, is_far);
+  const i64 ahead = ids_ahead(plan, kIsFar);
   for (i64 x = 0; x < block.size; x++)
     for (i64 j = 0; j < plan.chunks; j++, out += Z) {
       const u32* location = block.chunk(j) + x;
-      prefetch<Z>(memory + location[ahead], is_far);
+      prefetch<Z, kIsFar>(memory + location[ahead]);
       const float* chunk = memory + *location;
       for (int z = 0; z < Z; z += kLanes<Z>) {
         if (is_streamed) stream<kLanes<Z>>(out + z, *(const V*)(chunk + z));
@@ -44,11 +43,10 @@ void copy_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
     }
 }
 
-template <int Z>
+template <int Z, bool kIsFar>
 void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out) {
   const Plan& plan = lookup.plan;
-  const bool is_far = plan.memory_size > kL2Elements;
-  const i64 ahead = ids_ahead(plan, is_far), bags = (block.last_row - block.first_row) * plan.features;
+  const i64 ahead = ids_ahead(plan, kIsFar), bags = (block.last_row - block.first_row) * plan.features;
   for (i64 bag = 0; bag < bags; bag++, out += plan.embedding_dim)
     for (i64 j = 0; j < plan.chunks; j++) {
       const u32* location = block.chunk(j);
@@ -57,7 +55,7 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
       float sum[Z ? Z : 1] = {};
       if constexpr (Z == 0) std::fill_n(to, width, 0.f);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch<Z>(memory + (location[x + ahead] & ~kSign), is_far);
+        prefetch<Z, kIsFar>(memory + (location[x + ahead] & ~kSign));
         const float weight = lookup.is_scaled ? with_sign(block.weight[x], location[x]) : 1.f;
         add_chunk<Z>(Z ? sum : to, memory + (location[x] & ~kSign), weight, width);
       }
@@ -66,16 +64,15 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
 }
 
 // memory[location + z] += scale · weight · gradient
-template <int Z>
+template <int Z, bool kIsFar>
 void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* gradient, float* memory, float scale) {
   const Plan& plan = lookup.plan;
-  const bool is_far = plan.memory_size > kBeyondCaches;
-  const i64 ahead = ids_ahead(plan, is_far), bags = (block.last_row - block.first_row) * plan.features;
+  const i64 ahead = ids_ahead(plan, kIsFar), bags = (block.last_row - block.first_row) * plan.features;
   if (Z > 0 && lookup.has_one_id_per_bag && !lookup.is_scaled) {
     for (i64 x = 0; x < block.size; x++)
       for (i64 j = 0; j < plan.chunks; j++, gradient += Z) {
         const u32* location = block.chunk(j) + x;
-        prefetch<Z>(memory + location[ahead], is_far);
+        prefetch<Z, kIsFar>(memory + location[ahead]);
         add_chunk<Z>(memory + *location, gradient, scale, Z);
       }
     return;
@@ -85,7 +82,7 @@ void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* grad
       const u32* location = block.chunk(j);
       const i64 width = Z ? Z : plan.width_of(j);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch<Z>(memory + (location[x + ahead] & ~kSign), is_far);
+        prefetch<Z, kIsFar>(memory + (location[x + ahead] & ~kSign));
         const float weight = lookup.is_scaled ? scale * with_sign(block.weight[x], location[x]) : scale;
         add_chunk<Z>(memory + (location[x] & ~kSign), gradient + j * plan.chunk_size, weight, width);
       }
@@ -128,11 +125,14 @@ at::Tensor robe_bags(const at::Tensor& memory, const at::Tensor& ids, const at::
     constexpr int Z = decltype(size)::value;
     const bool is_aligned = reinterpret_cast<uintptr_t>(to) % 64 == 0;
     const bool is_streamed = is_aligned && Z >= 4 && out.nbytes() >= kStreamedBytes;
+    const bool is_far = plan.memory_size > kL2Elements;
     for_each_block_in_parallel(lookup, [&](const LocatedBlock& block) {
       float* rows = to + block.first_row * width;
       if constexpr (Z > 0)
-        if (lookup.has_one_id_per_bag && !lookup.is_scaled) return copy_rows<Z>(lookup, block, from, rows, is_streamed);
-      pool_rows<Z>(lookup, block, from, rows);
+        if (lookup.has_one_id_per_bag && !lookup.is_scaled)
+          return is_far ? copy_rows<Z, true>(lookup, block, from, rows, is_streamed)
+                        : copy_rows<Z, false>(lookup, block, from, rows, is_streamed);
+      is_far ? pool_rows<Z, true>(lookup, block, from, rows) : pool_rows<Z, false>(lookup, block, from, rows);
     });
     end_of_stream();
   });
@@ -158,7 +158,9 @@ void add_gradient(const Lookup& lookup, const float* gradient, float* memory, fl
     constexpr int Z = decltype(constant)::value;
     const auto add = [&](float* to, i64 first_row, i64 last_row) {
       for_each_block(lookup, first_row, last_row, [&](const LocatedBlock& block) {
-        add_rows<Z>(lookup, block, gradient + block.first_row * width, to, scale);
+        const float* from = gradient + block.first_row * width;
+        size > kBeyondCaches ? add_rows<Z, true>(lookup, block, from, to, scale)
+                             : add_rows<Z, false>(lookup, block, from, to, scale);
       });
     };
     const bool has_copies = 2 * size * (threads - 1) <= lookup.visited_ids * plan.embedding_dim;
