@@ -39,9 +39,13 @@ def read_chunks(memory: Tensor, locations: Tensor, width: int, gradient: str = "
     else:  # not compiled by TorchScript, which has no autograd functions
         if torch.compiler.is_compiling():
             return _read_addresses(memory, locations, width)
-        if gradient == "auto":
-            gradient = "sparse" if locations.numel() * width < SPARSE_BELOW * memory.numel() else "dense"
-        return _ReadChunks.apply(memory, locations, width, gradient == "sparse")
+        is_sparse = sends_sparse_gradient(gradient, locations.numel() * width, memory.numel())
+        return _ReadChunks.apply(memory, locations, width, is_sparse)
+
+
+def sends_sparse_gradient(gradient: str, elements: int, memory_size: int) -> bool:
+    """What "dense", "sparse" or "auto" is for a batch that reads so many elements, repeats included."""
+    return elements < SPARSE_BELOW * memory_size if gradient == "auto" else gradient == "sparse"
 
 
 def _read_addresses(memory: Tensor, locations: Tensor, width: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.schema import RunConfig
-from pss.chunks import SPARSE_BELOW
+from pss.chunks import sends_sparse_gradient
 from pss.kernels import robe_bags
 from pss.robe_group import RobeGroup, has_kernel, pack
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
@@ -119,6 +119,6 @@ class KernelEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     @torch.jit.unused
     def _sends_sparse_gradient(self, ids: Tensor) -> bool:
-        if torch.compiler.is_compiling() or self.gradient != "auto":
-            return self.gradient == "sparse" and not torch.compiler.is_compiling()
-        return ids.numel() * max(self._embedding_dims) < SPARSE_BELOW * self.memory_size
+        if torch.compiler.is_compiling():
+            return False
+        return sends_sparse_gradient(self.gradient, ids.numel() * max(self._embedding_dims), self.memory_size)

@@ -15,7 +15,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from configs.schema import Section
-from pss.chunks import SPARSE_BELOW
+from pss.chunks import sends_sparse_gradient
 from pss.collection import ComputedEmbeddingBagCollection
 from pss.hashing import mix64
 
@@ -70,8 +70,8 @@ class SharedArrayEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         """Replaces "auto" by what it means for batches of that many rows, one id a bag. Under DDP all ranks must send
         the same form, so it is decided once and not by each batch."""
         if self.gradient == "auto":
-            is_sparse = batch_size * self.elements_per_row() < SPARSE_BELOW * self.memory_size
-            self.gradient = "sparse" if is_sparse else "dense"
+            elements = batch_size * self.elements_per_row()
+            self.gradient = "sparse" if sends_sparse_gradient("auto", elements, self.memory_size) else "dense"
 
     def elements_per_row(self) -> int:
         """Elements of `memory` that one id of every feature reads together."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from pss.chunks import SPARSE_BELOW
+from pss.chunks import sends_sparse_gradient
 from pss.robe import RobeEmbeddingBagCollection
 from recsys.kernel_batches import KernelBatch
 from recsys.kernel_bound import Storage, Traffic
@@ -197,7 +197,7 @@ def _row_gradient(size: KernelSize) -> float:
 
 def reads_little(size: KernelSize) -> bool:
     """Whether a batch reads so little of M that `gradient = "auto"` sends it sparse."""
-    return size.expected_ids * size.embedding_dim < SPARSE_BELOW * size.memory_size
+    return sends_sparse_gradient("auto", size.expected_ids * size.embedding_dim, size.memory_size)
 
 
 FUSED_SGD, FUSED_ADAGRAD = "robe_fused_sgd", "robe_fused_adagrad"

@@ -3,8 +3,8 @@
 //
 // What makes it fast: ids are hashed a block ahead, in vectors (located_block.h); the chunk that will be needed some
 // chunks later is prefetched while this one is copied; output and gradient, which are larger than the caches, are
-// passed over once, M stays in them. On one thread a gradient is added straight into place; on several the chunks are
-// divided by location first (buckets.h), so that no two threads write one element and results repeat to the bit.
+// passed over once, M stays in them. No two threads write one element of M, so results repeat to the bit: see
+// `add_gradient`.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -108,6 +108,7 @@ void for_each_block_in_parallel(const Lookup& lookup, F f) {
   const int threads = at::get_num_threads();
   at::parallel_for(0, threads, 1, [&](i64 from, i64 to) {
     for_each_block(lookup, lookup.rows * from / threads, lookup.rows * to / threads, f);
+    end_of_stream();  // of this thread's own stores
   });
 }
 
@@ -134,7 +135,6 @@ at::Tensor robe_bags(const at::Tensor& memory, const at::Tensor& ids, const at::
                         : copy_rows<Z, false>(lookup, block, from, rows, is_streamed);
       is_far ? pool_rows<Z, true>(lookup, block, from, rows) : pool_rows<Z, false>(lookup, block, from, rows);
     });
-    end_of_stream();
   });
   return out;
 }
