@@ -144,6 +144,13 @@ class LoggingSection(Section):
     tensorboard: bool = True
 
 
+class ProfileSection(Section):
+    every_steps: int = Field(default=0, ge=0)
+    """Steps from one profiled window to the next: computing, communication and waiting by phase; 0 = none."""
+    steps: int = Field(default=10, ge=1)
+    """Steps of a window. They train as all steps do; times and throughput are taken from the others."""
+
+
 class RunConfig(Section):
     run: RunSection = RunSection()
     data: DataSection
@@ -155,6 +162,7 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
+    profile: ProfileSection = ProfileSection()
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "RunConfig":

@@ -1,13 +1,12 @@
 """One rank of a training run: `torchrun --nproc-per-node 2 -m launch.train configs/x.toml section.key=value ...`
 
-Reads from top to bottom as the run does: config, data, embedding, model, placement, optimizers, trainer.
+Reads from top to bottom as the run does: config, data, model (`recsys.assemble`), trainer.
 """
 
 import argparse
 import os
 import signal
 import sys
-from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -15,16 +14,13 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from configs.load import ConfigError, describe_keys, dump_config, load_config, resolved
 from configs.schema import RunConfig
+from launch.tracking import track_end, track_start
+from recsys.assemble import assemble
 from recsys.checkpoint import Checkpoints
-from recsys.data import Dataset, build_dataset, count_ids
-from recsys.description import describe_run, describe_size, format_plan, identity
-from recsys.embedding_size import count_parameters, state_tensors, stored_bytes
-from recsys.embeddings import METHODS, build_embedding, build_tables
-from recsys.fit import start_from_trained
+from recsys.data import Dataset, build_dataset
+from recsys.description import describe_run, format_plan, identity
 from recsys.heap import keep_freed_memory
-from recsys.models import build_model
-from recsys.optim import build_optimizers
-from recsys.parallelism import Ranks, apply_parallelism, choose_device, describe_placement, process_group
+from recsys.parallelism import Ranks, choose_device, describe_placement, process_group
 from recsys.recorder import Recorder
 from recsys.registry import CHOICES
 from recsys.run_dir import RunDir, describe_environment
@@ -39,46 +35,10 @@ class Interrupted(BaseException):
 
 def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) -> str:
     """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
-    method, seed, device = METHODS[config.embedding.method], config.run.seed, ranks.device
-    tables = build_tables(dataset.feature_names, dataset.num_embeddings, config.model.embedding_dim)
-    id_counts = cache(lambda: count_ids(dataset))
-    embedding = build_embedding(config.embedding, tables, seed=seed, device=device, id_counts=id_counts)
-    model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
-    parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)
-    embedding_stored_bytes = stored_bytes(embedding)
-    if config.embedding.fit_to:
-        source, sections = Path(config.embedding.fit_to), resolved(config, CHOICES)
-        error = start_from_trained(source, sections, model, embedding, method, tables, id_counts)
-        if ranks.is_first:
-            print(f"tables fitted to those of {source}: relative error {error:.4f}", flush=True)
-    prefix = next(name for name, module in model.named_modules() if module is embedding)
-    embedding_names = [f"{prefix}.{name}" for name in state_tensors(embedding)]
-
-    model = apply_parallelism(
-        model,
-        method.placement,
-        config.parallelism,
-        config.optimizer,
-        local_batch_size=config.training.global_batch_size // ranks.world_size,
-        init_scale=config.embedding.init_scale,
-        seed=seed,
-        device=device,
-    )
-    optimizer = build_optimizers(model, embedding_names, config.optimizer)
-
-    facts = describe_run(config, dataset, method.placement, ranks) | describe_size(
-        model,
-        optimizer,
-        embedding_names,
-        tables,
-        asked_compression=config.embedding.compression,
-        parameters=parameters,
-        embedding_parameters=embedding_parameters,
-        embedding_stored_bytes=embedding_stored_bytes,
-        ranks=ranks,
-    )
+    model, optimizer, placement, size = assemble(config, dataset, ranks)
+    facts = describe_run(config, dataset, placement, ranks) | size
     if ranks.is_first:
-        plan = describe_placement(model, method.placement, facts["bytes_per_rank"]["embedding"][0])
+        plan = describe_placement(model, placement, facts["bytes_per_rank"]["embedding"][0])
         run_dir.write_plan(text := format_plan(plan, ranks))
         print(text, flush=True)
     checkpoints = Checkpoints(run_dir.checkpoints, identity(config, dataset), config.checkpoint.keep_last, ranks)
@@ -107,8 +67,10 @@ def run_rank(config: RunConfig) -> None:
             if ranks.is_first:
                 environment = describe_environment(device, ranks.world_size)
                 run_dir.create(dump_config(config, CHOICES), environment, resume=resume)
+                track_start(run_dir, resolved(config, CHOICES))
             reason = train(config, dataset, run_dir, ranks)
         if rank == 0:
+            track_end(run_dir)
             print(f"{run_dir.path}: training ended ({reason})", flush=True)
     except Interrupted:
         run_dir.mark_ended("interrupted", rank, "interrupted")

@@ -15,7 +15,7 @@ from configs.schema import RunConfig
 from recsys.data import Dataset
 from recsys.embedding_size import count_full_parameters
 from recsys.optim import embedding_state_bytes, local_bytes
-from recsys.parallelism import Ranks, gather_numbers, unwrapped
+from recsys.parallelism import Ranks, gather, unwrapped
 from recsys.registry import CHOICES
 
 
@@ -64,8 +64,8 @@ def describe_size(
         "compression": {"asked": asked_compression, "obtained": 4 * full / embedding_stored_bytes},
         "embedding_stored_bytes": embedding_stored_bytes,
         "bytes_per_rank": {
-            "embedding": gather_numbers(embedding_bytes(model, embedding_names), ranks),
-            "embedding_optimizer": gather_numbers(embedding_state_bytes(optimizer, embedding_names), ranks),
+            "embedding": gather(embedding_bytes(model, embedding_names), ranks),
+            "embedding_optimizer": gather(embedding_state_bytes(optimizer, embedding_names), ranks),
             "dense": 4 * dense,
         },
     }

@@ -11,6 +11,13 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
 from configs.schema import Section
 
+PHASES = {
+    "dense_arch": "bottom_mlp",
+    "sparse_arch": "embedding_lookup",
+    "inter_arch": "interaction",
+    "over_arch": "top_mlp",
+}
+
 
 class Options(Section):
     bottom_mlp: tuple[int, ...] = (64,)

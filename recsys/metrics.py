@@ -17,6 +17,25 @@ DATA_MS = "time/data_ms"
 SAMPLES_PER_S = "speed/samples_per_s"
 PEAK_GIB = "memory/peak_gib"
 
+COMPUTE_MS = "time/compute_ms"
+EXPOSED_COMM_MS = "time/exposed_comm_ms"
+EXPOSED_WAIT_MS = "time/exposed_wait_ms"
+OVERLAP_MS = "time/overlap_ms"
+WAIT_MS = "time/wait_ms"
+OTHER_MS = "time/other_ms"
+PROFILED_STEP_MS = "time/profiled_step_ms"
+"""Parts of a step within a profiled window, means over ranks: see `recsys.timing`."""
+
+
+def bytes_name(kind: str) -> str:
+    """Kind of collective -> name of the bytes that a rank puts in, a step."""
+    return f"comm/{kind}_bytes"
+
+
+def phase_name(phase: str) -> str:
+    """'backward/interaction' -> 'phase/backward_interaction_ms'."""
+    return f"phase/{phase.replace('/', '_')}_ms"
+
 
 SHOWN_QUALITY = ("auc", "log_loss", "ne", "calibration")
 """The fields of `Quality` that are recorded at every evaluation."""

@@ -1,5 +1,6 @@
 """The models, and how one is put together: THE registry. Adding one: its file, and a line in MODELS."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,11 @@ from recsys import dlrm
 class Architecture(Protocol):
     @property
     def Options(self) -> type[Section]: ...
+
+    @property
+    def PHASES(self) -> Mapping[str, str]:
+        """Names of the model's submodules -> phases of a step, see `recsys.phases`."""
+        ...
 
     def build(
         self,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from torchrec.distributed import DistributedModelParallel
 from baselines import sharded
 from baselines.sharded import on_first_rank as on_first_rank
 from configs.schema import OptimizerSection, ParallelismSection
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def describe_placement(model: nn.Module, placement: str, embedding_bytes: int) -
     return [{"table": "all", "sharding": placement, "kernel": kernel, "bytes_per_rank": bytes_per_rank}]
 
 
-def gather_numbers(value: float, ranks: Ranks) -> list[Any]:
+def gather(value: T, ranks: Ranks) -> list[T]:
     """The value of every rank, by rank, on every rank. Collective."""
     values: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(values, value)

@@ -8,6 +8,7 @@
       summary.json       the run in one object; rewritten at every evaluation, so a killed run has a valid one
       events.out.*       the same records for TensorBoard
       checkpoints/       step_<n>/
+      profile/           traces of profiled windows, one a rank, for a trace viewer
 
 Small files are written to a temporary name and renamed: a reader never sees half of one.
 """
@@ -51,6 +52,10 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def trace(self, step: int, rank: int) -> Path:
+        """Of the profiled window that begins with the step."""
+        return self.path / "profile" / f"step_{step}_rank_{rank}.json.gz"
+
     def exists(self) -> bool:
         return (self.path / "summary.json").exists()
 
@@ -69,7 +74,8 @@ class RunDir:
         """Makes the directory ready for a run; what an earlier one left goes, unless its checkpoints are continued."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (resume and self._can_be_resumed()):
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for directory in (self.checkpoints, self.path / "profile"):
+                shutil.rmtree(directory, ignore_errors=True)
             for old in (self.path / "summary.json", self.path / "metrics.jsonl", *self.path.glob("events.out.*")):
                 old.unlink(missing_ok=True)
         write_atomically(self.path / "config.toml", config)

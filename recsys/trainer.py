@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,7 +19,9 @@ from torchrec.datasets.utils import Batch
 from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.schema import RunConfig
+from recsys.assemble import TrainStep
 from recsys.checkpoint import BEST, Checkpoints
+from recsys.clocks import StepTimer, StepTimes, Stopwatch
 from recsys.data import Dataset, TrainingBatches
 from recsys.evaluate import evaluate
 from recsys.metrics import (
@@ -31,9 +34,10 @@ from recsys.metrics import (
     TRAIN_LOG_LOSS,
     quality_name,
 )
-from recsys.parallelism import Ranks, gather_numbers, on_first_rank, unwrapped
+from recsys.models import MODELS
+from recsys.parallelism import Ranks, gather, on_first_rank
+from recsys.profile_window import Windows, profile_steps
 from recsys.recorder import Recorder
-from recsys.timing import StepTimer, StepTimes, Stopwatch
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Progress:
     train_time_s: float = 0.0
     evaluation_time_s: float = 0.0
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -77,11 +82,12 @@ class Trainer:
         if config.training.max_steps is not None:
             self.total_steps = min(self.total_steps, config.training.max_steps)
         self.evaluation_interval = max(1.0, config.evaluation.every_epochs * per_epoch)
+        intervals = (self.evaluation_interval, config.checkpoint.every_steps, self.total_steps)
+        self.windows = Windows(config.profile, [steps for steps in intervals if steps])
         self.splits = [s for s in ("validation", "test") if dataset.num_rows(s)]
         self.progress = Progress()
-        self.adaptive: list[Any] = [m for m in unwrapped(model).modules() if hasattr(m, "end_step")]
+        self.train_step = TrainStep(model, optimizer, self.total_steps)
         self.peak_gib: list[float] = []
-        self.loss = nn.BCEWithLogitsLoss()
         self.step_timer, self.data_timer = StepTimer(ranks.device), StepTimer(ranks.device)
         self.step_times, self.data_times = StepTimes(), StepTimes()
         self.watch = Stopwatch(ranks.device)
@@ -90,17 +96,6 @@ class Trainer:
     def selecting_split(self) -> str:
         """The split that decides about the best evaluation, patience and target: validation where there is one."""
         return self.splits[0]
-
-    def train_step(self, batch: Batch) -> torch.Tensor:
-        """One step on this rank's share of a global batch -> its mean log loss (), not yet waited for."""
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(batch.dense_features, batch.sparse_features).squeeze(1)
-        loss = self.loss(logits, batch.labels)
-        loss.backward()
-        self.optimizer.step()
-        for module in self.adaptive:
-            module.end_step(self.progress.step + 1, self.total_steps)
-        return loss.detach()
 
     def run(self) -> str:
         self._resume()
@@ -121,7 +116,8 @@ class Trainer:
         losses: list[torch.Tensor] = []
         self.watch.start()
         while reason is None:
-            losses.append(self._timed_step(batches))
+            due = self.windows.is_due(self.progress.step, len(self.progress.profiles))
+            losses += self._profile(batches) if due else [self._timed_step(batches)]
             step = self.progress.step
             self.recorder.advance(step)
             logged = step % self.config.logging.every_steps == 0
@@ -142,12 +138,42 @@ class Trainer:
             self._evaluate()
         return reason
 
+    def _profile(self, batches: Iterator[Batch]) -> list[torch.Tensor]:
+        """A window of steps under the profiler; their losses. On the training clock they count as the mean step does
+        that was not profiled."""
+        losses: list[torch.Tensor] = []
+        first = self.progress.step + 1
+
+        def train(batch: Batch) -> None:
+            losses.append(self.train_step(batch, self.progress.step + 1))
+            self.progress.step += 1
+
+        with self.watch.paused():
+            self._take_times()
+            trace = self.recorder.run_dir.trace(first, self.ranks.rank)
+            window = profile_steps(
+                self.model, MODELS[self.config.model.architecture].PHASES, self.ranks, load=lambda: next(batches),
+                train=train, num_steps=self.config.profile.steps, trace=trace, step=first,
+            )  # fmt: skip
+            self.progress.profiles.append(window.to_json())
+        means = [times.summary() for times in (self.step_times, self.data_times)]
+        self.watch.credit(1e-3 * len(losses) * sum(mean["mean"] for mean in means if mean))
+        self.recorder.record(self._position(), window.metrics())
+        return losses
+
+    def _take_times(self) -> tuple[np.ndarray, np.ndarray]:
+        """ms of the steps and of loading since last time, which from here on count."""
+        steps, data = self.step_timer.take(), self.data_timer.take()
+        self.step_times.add(steps)
+        self.data_times.add(data)
+        return steps, data
+
     def _timed_step(self, batches: Iterator[Batch]) -> torch.Tensor:
         self.data_timer.start()
         batch = next(batches)
         self.data_timer.stop()
         self.step_timer.start()
-        loss = self.train_step(batch)
+        loss = self.train_step(batch, self.progress.step + 1)
         self.step_timer.stop()
         self.progress.step += 1
         return loss
@@ -184,18 +210,16 @@ class Trainer:
                 f"the training loss is {value} within the {len(losses)} steps up to step {self.progress.step}: lower "
                 "optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
             )
-        steps, data = self.step_timer.take(), self.data_timer.take()
-        self.step_times.add(steps)
-        self.data_times.add(data)
+        steps, data = self._take_times()
         rows = self.config.training.global_batch_size
-        metrics = {
-            TRAIN_LOG_LOSS: value,
-            STEP_MS: float(torch.tensor(steps).median()),
-            STEP_P95_MS: float(torch.tensor(steps).quantile(0.95)),
-            DATA_MS: float(data.mean()),
-            SAMPLES_PER_S: rows * len(steps) / (1e-3 * float(steps.sum() + data.sum())),
-            PEAK_GIB: peak_gib(self.ranks.device),
-        }
+        metrics = {TRAIN_LOG_LOSS: value, PEAK_GIB: peak_gib(self.ranks.device)}
+        if len(steps):  # else all were profiled
+            metrics |= {
+                STEP_MS: float(np.median(steps)),
+                STEP_P95_MS: float(np.quantile(steps, 0.95)),
+                DATA_MS: float(data.mean()),
+                SAMPLES_PER_S: rows * len(steps) / (1e-3 * float(steps.sum() + data.sum())),
+            }
         self.recorder.record(self._position(), metrics)
 
     def _evaluate(self) -> None:
@@ -208,7 +232,7 @@ class Trainer:
             for split in self.splits:
                 quality = evaluate(self.model, self.dataset, split, rows, self.ranks)
                 found |= {f"{split}_{name}": value for name, value in asdict(quality).items()}
-            self.peak_gib = gather_numbers(peak_gib(self.ranks.device), self.ranks)
+            self.peak_gib = gather(peak_gib(self.ranks.device), self.ranks)
             clock.stop()
             self.progress.evaluation_time_s += clock.read_s()
             position = self._position()
@@ -271,6 +295,7 @@ class Trainer:
             "step_ms": self.step_times.summary(),
             "data_ms": self.data_times.summary(),
             "samples_per_s": position["samples"] / time_s if time_s else None,
+            "profiles": self.progress.profiles,
             "peak_memory_gib": self.peak_gib,
             "test_positives": evaluations[-1]["test_positives"] if evaluations else None,
             "selected_on": self.selecting_split,

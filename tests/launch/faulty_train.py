@@ -4,22 +4,22 @@ import os
 import signal
 
 import launch.train
-from recsys.trainer import Trainer
+from recsys.assemble import TrainStep
 
-_train_step = Trainer.train_step
+_train_step = TrainStep.__call__
 
 
-def train_step(self, batch):
-    rank, step, kind = os.environ["FAULT"].split(":")
-    if self.ranks.rank == int(rank) and self.progress.step == int(step):
+def train_step(self, batch, step):
+    faulty_rank, faulty_step, kind = os.environ["FAULT"].split(":")
+    if os.environ["RANK"] == faulty_rank and step == int(faulty_step) + 1:
         if kind == "raise":
             raise ZeroDivisionError("the planted fault")
         if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         batch.dense_features.fill_(float("nan"))
-    return _train_step(self, batch)
+    return _train_step(self, batch, step)
 
 
 if __name__ == "__main__":
-    Trainer.train_step = train_step
+    TrainStep.__call__ = train_step
     launch.train.main()

@@ -1,0 +1,85 @@
+"""What torchx's trackers are told of a run: its config, its figures and where its files are.
+
+torchx hands the trackers that .torchxconfig configures to the jobs it starts, through their environment. Rank 0 then
+records, and `torchx tracker list jobs`, `torchx tracker list metadata <job>` and `torchx tracker list artifacts <job>`
+find the run. Without a tracker nothing happens, and nothing is imported. A tracker that fails costs a warning, never
+the run.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from configs.load import flatten
+from recsys.metrics import PEAK_GIB, SAMPLES_PER_S, STEP_MS, quality_name
+from recsys.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from torchx.tracker.api import AppRun
+
+TRAIN_S = "time/train_s"
+_FILES = ("config.toml", "environment.json", "plan.txt", "metrics.jsonl", "summary.json")
+
+
+def track_start(run_dir: RunDir, config: Mapping[str, Any]) -> None:
+    """Records the config under its dotted keys, and the run directory. config: nested tables, as in config.toml."""
+
+    def record(run: "AppRun") -> None:
+        run.add_metadata(**flatten(config))
+        run.add_artifact("run_dir", str(run_dir.path.resolve()))
+
+    _record("start", record)
+
+
+def track_end(run_dir: RunDir) -> None:
+    """Records the figures of a finished run, and the files it left.
+
+    Of a run that failed there are none: a job that is started again keeps its entry, in which the figures of one
+    attempt could not be told from those of another. Its run directory says why it failed.
+    """
+
+    def record(run: "AppRun") -> None:
+        run.add_metadata(**figures(run_dir.read_summary()))
+        for name, path in _artifacts(run_dir):
+            run.add_artifact(name, path)
+
+    _record("end", record)
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a run by the names of `recsys.metrics`; what was not measured is left out."""
+    best, step_ms, peaks = summary["best"] or {}, summary["step_ms"] or {}, summary["peak_memory_gib"]
+    found = {
+        "status": summary["status"],
+        "stop_reason": summary["stop_reason"],
+        quality_name("test", "auc"): best.get("test_auc"),
+        quality_name("test", "log_loss"): best.get("test_log_loss"),
+        STEP_MS: step_ms.get("p50"),
+        SAMPLES_PER_S: summary["samples_per_s"],
+        TRAIN_S: summary["train_time_s"],
+        PEAK_GIB: max(peaks) if peaks else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _artifacts(run_dir: RunDir) -> Iterator[tuple[str, str]]:
+    """Names and absolute paths of what there is; TensorBoard's is the directory it is started with."""
+    path = run_dir.path.resolve()
+    found = [path / name for name in _FILES]
+    found += sorted(path.glob("**/*trace*.json*"))
+    yield from ((str(file.relative_to(path)), str(file)) for file in found if file.exists())
+    if any(path.glob("events.out.*")):
+        yield "tensorboard", str(path)
+
+
+def _record(what: str, record: Callable[["AppRun"], None]) -> None:
+    if not os.environ.get("TORCHX_TRACKERS") or not os.environ.get("TORCHX_JOB_ID"):
+        return
+    try:
+        from torchx.tracker.api import AppRun
+
+        record(AppRun.run_from_env())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        print(f"warning: the {what} of the run is not tracked: {reason}", file=sys.stderr, flush=True)

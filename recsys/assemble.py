@@ -1,0 +1,93 @@
+"""A config put together: embedding, model, placement, optimizers. What training and the measuring of steps share."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torchrec.datasets.utils import Batch
+from torchrec.optim.keyed import CombinedOptimizer
+
+from configs.load import resolved
+from configs.schema import RunConfig
+from recsys.data import Dataset, count_ids
+from recsys.description import describe_size
+from recsys.embedding_size import count_parameters, state_tensors, stored_bytes
+from recsys.embeddings import METHODS, build_embedding, build_tables
+from recsys.fit import start_from_trained
+from recsys.models import build_model
+from recsys.optim import build_optimizers
+from recsys.parallelism import Ranks, apply_parallelism, unwrapped
+from recsys.registry import CHOICES
+
+
+class Assembly(NamedTuple):
+    """model: placed on the ranks. size: see `recsys.description.describe_size`."""
+
+    model: nn.Module
+    optimizer: CombinedOptimizer
+    placement: str
+    size: dict[str, Any]
+
+
+def assemble(config: RunConfig, dataset: Dataset, ranks: Ranks) -> Assembly:
+    """The model of the config on the ranks of the process group, and its optimizers. Collective."""
+    method, seed, device = METHODS[config.embedding.method], config.run.seed, ranks.device
+    tables = build_tables(dataset.feature_names, dataset.num_embeddings, config.model.embedding_dim)
+    id_counts = cache(lambda: count_ids(dataset))
+    embedding = build_embedding(config.embedding, tables, seed=seed, device=device, id_counts=id_counts)
+    model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
+    parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)
+    embedding_stored_bytes = stored_bytes(embedding)
+    if config.embedding.fit_to:
+        source, sections = Path(config.embedding.fit_to), resolved(config, CHOICES)
+        error = start_from_trained(source, sections, model, embedding, method, tables, id_counts)
+        if ranks.is_first:
+            print(f"tables fitted to those of {source}: relative error {error:.4f}", flush=True)
+    prefix = next(name for name, module in model.named_modules() if module is embedding)
+    embedding_names = [f"{prefix}.{name}" for name in state_tensors(embedding)]
+
+    model = apply_parallelism(
+        model,
+        method.placement,
+        config.parallelism,
+        config.optimizer,
+        local_batch_size=config.training.global_batch_size // ranks.world_size,
+        init_scale=config.embedding.init_scale,
+        seed=seed,
+        device=device,
+    )
+    optimizer = build_optimizers(model, embedding_names, config.optimizer)
+    size = describe_size(
+        model,
+        optimizer,
+        embedding_names,
+        tables,
+        asked_compression=config.embedding.compression,
+        parameters=parameters,
+        embedding_parameters=embedding_parameters,
+        embedding_stored_bytes=embedding_stored_bytes,
+        ranks=ranks,
+    )
+    return Assembly(model, optimizer, method.placement, size)
+
+
+class TrainStep:
+    """Forward, backward and update on this rank's share of a global batch; total_steps: of the whole training."""
+
+    def __init__(self, model: nn.Module, optimizer: CombinedOptimizer, total_steps: int) -> None:
+        self.model, self.optimizer, self.total_steps = model, optimizer, total_steps
+        self.adaptive: list[Any] = [m for m in unwrapped(model).modules() if hasattr(m, "end_step")]
+        self.loss = nn.BCEWithLogitsLoss()
+
+    def __call__(self, batch: Batch, step: int) -> torch.Tensor:
+        """step: counted from 1. Returns the mean log loss (), not yet waited for."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.model(batch.dense_features, batch.sparse_features).squeeze(1)
+        loss = self.loss(logits, batch.labels)
+        loss.backward()
+        self.optimizer.step()
+        for module in self.adaptive:
+            module.end_step(step, self.total_steps)
+        return loss.detach()
