@@ -69,7 +69,7 @@ def profile_steps(
     """
     cuda = ranks.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    blocked_s = 0.0
+    wall_s, cpu_s = 0.0, 0.0
     trace.parent.mkdir(parents=True, exist_ok=True)
     offset_us, error_us = _align_clocks(ranks)
     with marked(model, phases), profile(activities=activities, record_shapes=True) as profiler:
@@ -82,14 +82,16 @@ def profile_steps(
                 train(batch)
                 if cuda:
                     torch.cuda.synchronize()
-            blocked_s += (time.perf_counter() - wall) - (time.thread_time() - cpu)
+            wall_s += time.perf_counter() - wall
+            cpu_s += time.thread_time() - cpu
         time.sleep(_SETTLE_S)
     profiler.export_chrome_trace(str(trace))
     found = read_trace(trace)
     aligned = [(number, _moved(c, offset_us)) for number, c in collectives_by_step(found)]
     own, unmatched = join(gather(aligned, ranks))[ranks.rank]
     own = [Joined(_moved(j.collective, -offset_us), j.all_started - offset_us, j.all_ended - offset_us) for j in own]
-    timing = time_rank(found, own, unmatched, None if cuda else 1e3 * blocked_s / num_steps)
+    wall_ms, cpu_ms = 1e3 * wall_s / num_steps, 1e3 * cpu_s / num_steps
+    timing = time_rank(found, own, unmatched, wall_ms, None if cuda else wall_ms - cpu_ms)
     return WindowTiming(step, num_steps, 1e-3 * max(gather(error_us, ranks)), gather(timing, ranks))
 
 

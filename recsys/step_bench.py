@@ -103,7 +103,7 @@ def measure_steps(
     ]
 
 
-class _Bench:
+class Bench:
     """One setup, ready to make steps."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, ranks: Ranks, mode: Mode) -> None:
@@ -111,6 +111,7 @@ class _Bench:
         self.assembly = assemble(config, dataset, ranks)
         self.batches = _cycle_of_batches(config, dataset, ranks)
         self.train_step = TrainStep(self.assembly.model, self.assembly.optimizer, total_steps=1_000_000)
+        self.num_features = len(dataset.feature_names)
         self.made = 0
         self.assembly.model.train(mode == "train")
 
@@ -130,16 +131,17 @@ class _Bench:
         with torch.inference_mode():
             return torch.sigmoid(self.assembly.model(batch.dense_features, batch.sparse_features))
 
-    def profile(self, steps: int) -> WindowTiming:
+    def profile(self, steps: int, step: Callable[[Batch], object] | None = None) -> WindowTiming:
+        """step: in place of `self.step`."""
         with tempfile.TemporaryDirectory() as directory:
             return profile_steps(
                 self.assembly.model, MODELS[self.config.model.architecture].PHASES, self.ranks,
-                load=lambda: next(self.batches), train=self.step, num_steps=steps,
+                load=lambda: next(self.batches), train=step or self.step, num_steps=steps,
                 trace=Path(directory) / "trace.json",
             )  # fmt: skip
 
 
-def _build(configs: Sequence[RunConfig], ranks: Ranks, mode: Mode, progress: Callable[[str], None]) -> list[_Bench]:
+def _build(configs: Sequence[RunConfig], ranks: Ranks, mode: Mode, progress: Callable[[str], None]) -> list[Bench]:
     datasets: list[tuple[Any, Dataset]] = []
     benches = []
     for config in configs:
@@ -149,7 +151,7 @@ def _build(configs: Sequence[RunConfig], ranks: Ranks, mode: Mode, progress: Cal
             dataset = build_dataset(config.data)
             datasets.append((config.data, dataset))
         progress(f"building {config.run.name}")
-        benches.append(_Bench(config, dataset, ranks, mode))
+        benches.append(Bench(config, dataset, ranks, mode))
     return benches
 
 

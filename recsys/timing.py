@@ -62,8 +62,9 @@ class CollectiveTiming:
 class RankTiming:
     """Means over the steps of a window on one rank, in ms a step.
 
-    blocked_ms: step − CPU time of the thread that makes it, an independent clock; None on CUDA. data_loading_ms is not
-    part of the step. unmatched: collectives that not all ranks of their group took part in within the window.
+    wall_ms: the step by the wall clock, and blocked_ms: that − CPU time of the thread that makes it (None on CUDA): two
+    clocks that know nothing of the profile. data_loading_ms is not part of the step. unmatched: collectives that not
+    all ranks of their group took part in within the window.
     """
 
     step_ms: float
@@ -75,6 +76,7 @@ class RankTiming:
     exposed_wait_ms: float
     other_ms: float
     data_loading_ms: float
+    wall_ms: float | None
     blocked_ms: float | None
     unmatched: int
     phases: Mapping[str, PhaseTiming]
@@ -166,7 +168,11 @@ def collectives_by_step(trace: RankTrace) -> list[tuple[int, Collective]]:
 
 
 def time_rank(
-    trace: RankTrace, joined: Sequence[Joined], unmatched: int = 0, blocked_ms: float | None = None
+    trace: RankTrace,
+    joined: Sequence[Joined],
+    unmatched: int = 0,
+    wall_ms: float | None = None,
+    blocked_ms: float | None = None,
 ) -> RankTiming:
     """The parts of the steps of a trace. joined: its collectives, on its own clock."""
     num_steps = len(trace.steps)
@@ -190,6 +196,7 @@ def time_rank(
         exposed_wait_ms=per_step(subtract(waits, compute)),
         other_ms=per_step(subtract(subtract(steps, compute), comm)),
         data_loading_ms=per_step(trace.data_loading),
+        wall_ms=wall_ms,
         blocked_ms=blocked_ms,
         unmatched=unmatched,
         phases={
