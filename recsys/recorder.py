@@ -1,5 +1,8 @@
 """Where the figures of a run go while it runs: metrics.jsonl, TensorBoard, and a progress bar on a terminal.
 
+TensorBoard's page of custom scalars shows "communication against computing", the parts of a step as profiled windows
+give them, for all chosen runs in the same charts.
+
 Only rank 0 records; the others hold a recorder that does nothing, so the trainer has no branch on rank.
 """
 
@@ -11,7 +14,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from recsys.metrics import (
+    COMPUTE_MS,
+    EXPOSED_COMM_MS,
+    OTHER_MS,
+    OVERLAP_MS,
+    WAIT_MS,
+    bytes_name,
+    phase_name,
+    quality_name,
+)
 from recsys.run_dir import RunDir
+from recsys.time_figure import draw_window
+from recsys.timing import WindowTiming
+
+_SCALARS = {
+    "communication against computing": {
+        "computing, ms a step": ["Multiline", [COMPUTE_MS]],
+        "exposed communication, ms a step": ["Multiline", [EXPOSED_COMM_MS]],
+        "overlap, ms a step": ["Multiline", [OVERLAP_MS]],
+        "waiting for a slower rank, ms a step": ["Multiline", [WAIT_MS]],
+        "other, ms a step": ["Multiline", [OTHER_MS]],
+        "parts of the step, ms": ["Multiline", [COMPUTE_MS, EXPOSED_COMM_MS, OTHER_MS]],
+        "bytes a step": ["Multiline", [bytes_name(".*")]],
+        "phases, ms a step": ["Multiline", [phase_name(".*")]],
+    },
+    "quality against time": {
+        "test AUC": ["Multiline", [quality_name("test", "auc")]],
+        "validation AUC": ["Multiline", [quality_name("validation", "auc")]],
+    },
+}
+"""Category -> chart -> the tags in it, as regular expressions."""
 
 
 class Recorder:
@@ -28,6 +61,7 @@ class Recorder:
             self.run_dir.keep_records_until(step)
         if self._tensorboard:
             self._writer = SummaryWriter(str(self.run_dir.path), purge_step=step + 1)
+            self._writer.add_custom_scalars(_SCALARS)
         console = Console(stderr=True)
         if self.enabled and console.is_terminal:
             self._progress = Progress(
@@ -59,6 +93,16 @@ class Recorder:
             noted = [name for name in ("train_log_loss", "validation_auc", "test_auc") if name in shown]
             note = " ".join(f"{name} {shown[name]:.4f}" for name in noted)
             self._progress.update(self._task, note=note)
+
+    def record_window(self, position: Mapping[str, float], window: WindowTiming) -> None:
+        """A profiled window: its figures, their picture, and where its traces lie."""
+        self.record(position, window.metrics())
+        if self._writer:
+            step = int(position["step"])
+            self._writer.add_figure("where the time goes", draw_window(window), step)
+            traces = [self.run_dir.trace(window.step, rank).name for rank in range(len(window.ranks))]
+            listed = "\n".join(f"- `{self.run_dir.path}/profile/{name}`" for name in traces)
+            self._writer.add_text("traces", f"For Perfetto or another viewer of traces:\n\n{listed}", step)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         if self.enabled:

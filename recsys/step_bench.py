@@ -128,7 +128,7 @@ class Bench:
         self.made += 1
         if self.mode == "train":
             return self.train_step(batch, self.made)
-        with torch.inference_mode():
+        with torch.no_grad():  # FBGEMM has no kernels for inference mode
             return torch.sigmoid(self.assembly.model(batch.dense_features, batch.sparse_features))
 
     def profile(self, steps: int, step: Callable[[Batch], object] | None = None) -> WindowTiming:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys.intervals import EMPTY, subtract, union
-from recsys.phases import DATA_LOADING, MARK, OTHER, STEP
+from recsys.phases import DATA_LOADING, GRADIENT_ALL_REDUCE, MARK, OPTIMIZER, OTHER, STEP
 from recsys.trace_phases import HostPhases, device_phases
 from recsys.trace_spans import ENQUEUES, WAITS, Collective, Span, gloo_collective, is_nccl, load_spans, nccl_collective
 
@@ -53,7 +53,14 @@ def read_trace(path: Path) -> RankTrace:
         phases = host.fill(steps, collectives)
     labelled = union(np.concatenate([EMPTY, *phases.values()]))
     phases = {**phases, OTHER: subtract(union(steps), labelled)}
+    phases = {name: phases[name] for name in sorted(phases, key=_place)}
     return RankTrace(steps, compute, sorted(collectives, key=lambda c: c.start), phases, union(loading))
+
+
+def _place(phase: str) -> int:
+    """In a step: forward before backward, each in the order of the trace, then what follows."""
+    last = (GRADIENT_ALL_REDUCE, OPTIMIZER, OTHER)
+    return 2 + last.index(phase) if phase in last else int(phase.startswith("backward/"))
 
 
 def _host_compute(spans: Iterable[Span], threads: set[int]) -> np.ndarray:

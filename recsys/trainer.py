@@ -158,7 +158,7 @@ class Trainer:
             self.progress.profiles.append(window.to_json())
         means = [times.summary() for times in (self.step_times, self.data_times)]
         self.watch.credit(1e-3 * len(losses) * sum(mean["mean"] for mean in means if mean))
-        self.recorder.record(self._position(), window.metrics())
+        self.recorder.record_window(self._position(), window)
         return losses
 
     def _take_times(self) -> tuple[np.ndarray, np.ndarray]:

@@ -118,3 +118,26 @@ def test_seeds_change_the_run_and_nothing_else_does(run):
 
     assert curve() == curve()
     assert curve() != curve("run.seed=1")
+
+
+def test_profiled_windows_change_nothing_but_the_clock(run):
+    _, plain, without = run("training.epochs=2", "run.name=plain")
+    windows = ["profile.every_steps=10", "profile.steps=3"]
+    _, summary, records = run("training.epochs=2", "run.name=profiled", *windows)
+    assert summary["best"]["test_auc"] == plain["best"]["test_auc"]
+    losses = [[r["step"], r["quality/train_log_loss"]] for r in records if "quality/train_log_loss" in r]
+    assert losses == [[r["step"], r["quality/train_log_loss"]] for r in without if "quality/train_log_loss" in r]
+    assert [p["step"] for p in summary["profiles"]] == [11, 21, 31], "after the evaluations of every tenth step"
+    assert plain["profiles"] == []
+    profiled = [r for r in records if "time/compute_ms" in r]
+    assert [r["step"] for r in profiled] == [14, 24, 34]
+    for record in profiled:
+        parts = sum(record[f"time/{part}_ms"] for part in ("compute", "exposed_comm", "other"))
+        assert parts == pytest.approx(record["time/profiled_step_ms"])
+    # 40 steps, whatever the profiler cost: starting and reading a profile takes seconds, a step milliseconds.
+    assert summary["train_time_s"] < 40 * 1e-3 * summary["step_ms"]["mean"] * 3 + 0.5
+
+
+def test_a_window_that_does_not_fit_is_refused_before_training(run):
+    with pytest.raises(ValueError, match=r"profile\.steps = 10"):
+        run("profile.every_steps=5")

@@ -1,0 +1,77 @@
+"""Plans of measurements, and what comes of one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.load import ConfigError
+from launch.measure_steps import load_plan
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001", "training.global_batch_size=200"]
+
+
+def setup(name, *overrides):
+    return {"label": name, "config": str(ROOT / "configs" / f"{name}.toml"), "overrides": [*SMALL, *overrides]}
+
+
+def write(path, **plan):
+    path.write_text(json.dumps(plan))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"setups": []}, "setups"),
+        ({"setups": [setup("demo_robe")], "rounds": 0}, "rounds"),
+        ({"setups": [setup("demo_robe")], "mood": 1}, "mood"),
+        ({"setups": [setup("demo_robe", "embedding.compresion=3")]}, "did you mean compression"),
+        ({"setups": [setup("demo_robe"), setup("demo_robe_single")]}, r"world_size \[1, 2\]"),
+        ({"setups": [{"label": "a"}]}, r"setups\.0\.config"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_named(tmp_path, plan, message):
+    with pytest.raises(ConfigError, match=message):
+        load_plan(write(tmp_path / "plan.json", **plan))
+
+
+def test_a_plan_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.json: No such file"):
+        load_plan(tmp_path / "none.json")
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_two_setups_are_measured_in_turns(tmp_path, mode):
+    setups = [setup("demo_sharded", "parallelism.sharding=row_wise"), setup("demo_robe")]
+    plan = write(tmp_path / "p.json", setups=setups, rounds=2, steps=3, warm_up=1, profile_steps=2, mode=mode)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "launch.measure_steps"]
+    done = subprocess.run(
+        [*command, str(plan), str(tmp_path / "out.json")], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "out.json").read_text())
+    sharded, robe = found["setups"]
+    assert (sharded["label"], sharded["sharding"], sharded["world_size"]) == ("demo_sharded", "row_wise", 2)
+    assert (robe["placement"], robe["sharding"], robe["global_batch_size"]) == ("replicate", None, 200)
+    for measured in (sharded, robe):
+        assert measured["step_ms"]["n"] == 6
+        assert 0 < measured["step_ms"]["p25"] <= measured["step_ms"]["median"] <= measured["step_ms"]["p75"]
+        parts = measured["parts"]
+        total = parts["compute_ms"] + parts["exposed_comm_ms"] + parts["other_ms"]
+        assert total == pytest.approx(measured["profiled_step_ms"])
+        assert sum(measured["phases_ms"].values()) == pytest.approx(measured["profiled_step_ms"])
+    if mode == "train":
+        parameters = robe["embedding_parameters"] + robe["dense_parameters"]
+        assert robe["bytes_per_step"] == {"all_reduce": 4 * parameters}
+        assert robe["collectives_per_step"] == {"all_reduce": 1}
+    else:
+        assert robe["bytes_per_step"] == {}, "nothing to reduce where nothing is learned"
+        assert not any(name.startswith("backward") for name in robe["phases_ms"])
+    assert sharded["bytes_per_step"]["all_to_all"] > 0
