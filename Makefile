@@ -4,7 +4,12 @@
 #   make bench-methods DATA=path/to/movielens
 #                                            every method at 10x, 100x and 1000x on MovieLens: table, page
 #   make microbench [GRID=paper]             kernels against FBGEMM's and PyTorch's: tables, page; 10 minutes
+#   make fig2a, make fig2b                   Figure 2 of the PSS paper: inference by phase, training over compression
+#   make validate-timing                     proofs that communication and computing are measured rightly
+#   make netlab                              sharded tables against ROBE over emulated networks: root, Linux
+#   make project                             the same projected to clusters of GPUs
 #   make test                                every test
+#   make test-slurm                          the jobs on a real Slurm made for it: root, Debian packages; 2 minutes
 #   make lint                                ruff and pyright
 #   make tensorboard                         the runs in a browser
 #
@@ -17,7 +22,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(DEVICE)
 
-.PHONY: demo bench-methods microbench test lint tensorboard clean
+.PHONY: demo bench-methods microbench fig2a fig2b validate-timing netlab project test test-slurm lint tensorboard clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -29,8 +34,23 @@ bench-methods: $(INSTALLED)
 microbench: $(INSTALLED)
 	$(BIN)/python -m launch.microbench --device $(DEVICE) $(if $(GRID),--grid $(GRID))
 
+fig2a fig2b: fig2%: $(INSTALLED)
+	$(BIN)/python -m launch.figure2 $*
+
+validate-timing: $(INSTALLED)
+	$(BIN)/python -m launch.validate_timing
+
+netlab: $(INSTALLED)
+	$(BIN)/python -m launch.netlab
+
+project: $(INSTALLED)
+	$(BIN)/python -m launch.project $(wildcard runs/netlab/crossover.json)
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-slurm: $(INSTALLED)
+	PSS_BENCH_SLURM=1 $(BIN)/python -m pytest -rs tests/launch/test_slurm.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

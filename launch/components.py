@@ -1,15 +1,33 @@
-"""torchx components: the same training job on a laptop, on Slurm and on Kubernetes.
+"""torchx components: the same jobs on a laptop, on Slurm and on Kubernetes (Volcano).
 
-    torchx run -s local_cwd ./launch/components.py:baseline --config configs/criteo_kaggle_sharded.toml \
-        data.criteo.path=train.tsv
-    torchx run -s local_cwd ./launch/components.py:compressed embedding.compression=1000
-    torchx run -s slurm --dryrun ./launch/components.py:baseline --j 4x8
+    torchx run -s local_cwd ./launch/components.py:baseline data.criteo.path=train.tsv
+    torchx run -s slurm ./launch/components.py:compressed --j 2x8 --gpu 8 embedding.compression=1000
+    torchx run -s kubernetes ./launch/components.py:compressed --image registry/pss-bench:1 \
+        --mounts type=volume,src=claim,dst=/runs run.dir=/runs
+    torchx run -s local_cwd ./launch/components.py:compare --runs runs/criteo_kaggle_sharded,runs/criteo_kaggle_robe
 
-`baseline` and `compressed` differ in their default config only. The config is checked before anything is submitted.
+`baseline` and `compressed` differ in their default config only; `--dryrun` prints what would be submitted. The config
+is checked before anything is. Each is one `torchrun` line, which runs as well without torchx:
+
+    torchrun --nproc-per-node 2 -m launch.train configs/criteo_kaggle_sharded.toml data.criteo.path=train.tsv
+
+`compare` is a job of its own, since torchx starts one job at a time and knows no order among jobs: submit it when the
+runs have ended. A shell that stays open does that on every scheduler, a dependency without one on Slurm:
+
+    torchx run -s slurm --wait ./launch/components.py:baseline &
+    torchx run -s slurm --wait ./launch/components.py:compressed && wait $! && torchx run ... :compare --runs ...
+
+    a=$(torchx run -s slurm ./launch/components.py:baseline)      # prints slurm://torchx/<job>
+    b=$(torchx run -s slurm ./launch/components.py:compressed)
+    sbatch --dependency=afterok:${a##*/}:${b##*/} --wrap "python -m launch.compare runs/..._sharded runs/..._robe"
+
+Logs: of local_cwd under log_dir of .torchxconfig; of Slurm slurm-<job>-<role>-<node>.out and .err where the job was
+submitted; of Kubernetes those of the pods. Slurm starts a failed job again after two minutes (--max_retries). What a
+run leaves is in run.dir, which must be on a file system that all nodes share, and in Kubernetes on a volume
+(--mounts).
 """
 
 import os
-from pathlib import Path
 
 import torchx.specs as specs
 from torchx.components import dist
@@ -17,7 +35,7 @@ from torchx.components import dist
 from configs.load import load_config
 from recsys.registry import CHOICES
 
-_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_IMAGE = "pss-bench"
 
 
 def baseline(
@@ -29,6 +47,8 @@ def baseline(
     gpu: int = 0,
     memMB: int = 16384,
     max_retries: int = 0,
+    rdzv_port: int = 29500,
+    mounts: str = "",
 ) -> specs.AppDef:
     """DLRM with full tables, sharded over the ranks by TorchRec.
 
@@ -41,8 +61,10 @@ def baseline(
         gpu: GPUs per node; default: one a rank where run.device is cuda
         memMB: memory per node in MB
         max_retries: times a failed job is started again; it continues from its newest checkpoint
+        rdzv_port: port where several nodes meet; jobs that may share a node need different ones
+        mounts: type=volume,src=<claim>,dst=<path> and the like, for schedulers that use images
     """
-    return _train_job(overrides, config, j, image, h, gpu, memMB, max_retries)
+    return _train_job(overrides, config, j, image, h, gpu, memMB, max_retries, rdzv_port, mounts)
 
 
 def compressed(
@@ -54,6 +76,8 @@ def compressed(
     gpu: int = 0,
     memMB: int = 16384,
     max_retries: int = 0,
+    rdzv_port: int = 29500,
+    mounts: str = "",
 ) -> specs.AppDef:
     """The same DLRM with its tables replaced by a shared array, data-parallel or on one device.
 
@@ -66,13 +90,58 @@ def compressed(
         gpu: GPUs per node; default: one a rank where run.device is cuda
         memMB: memory per node in MB
         max_retries: times a failed job is started again; it continues from its newest checkpoint
+        rdzv_port: port where several nodes meet; jobs that may share a node need different ones
+        mounts: type=volume,src=<claim>,dst=<path> and the like, for schedulers that use images
     """
-    return _train_job(overrides, config, j, image, h, gpu, memMB, max_retries)
+    return _train_job(overrides, config, j, image, h, gpu, memMB, max_retries, rdzv_port, mounts)
+
+
+def compare(
+    runs: str,
+    output: str = "report.html",
+    image: str = "",
+    memMB: int = 2048,
+    mounts: str = "",
+) -> specs.AppDef:
+    """Table and report page of finished runs, from their directories.
+
+    Args:
+        runs: run directories, separated by commas, such as runs/a,runs/b
+        output: where the page goes
+        image: image that holds the project and its packages, for schedulers that use images
+        memMB: memory in MB
+        mounts: type=volume,src=<claim>,dst=<path> and the like, for schedulers that use images
+    """
+    directories = runs.split(",")
+    if not all(directories):
+        raise ValueError(f"runs = {runs!r}: must be run directories, separated by commas")
+    _check_at_least(1, memMB=memMB)
+    role = specs.Role(
+        name="compare",
+        image=_image(image),
+        entrypoint="python",
+        args=["-m", "launch.compare", *directories, "--output", output],
+        env={"OMP_NUM_THREADS": "1"},
+        resource=specs.resource(cpu=1, gpu=0, memMB=memMB),
+        mounts=specs.parse_mounts(_mount_options(mounts)),
+    )
+    return specs.AppDef(name="compare", roles=[role])
 
 
 def _train_job(
-    overrides: tuple[str, ...], config: str, j: str, image: str, h: str, gpu: int, memMB: int, max_retries: int
+    overrides: tuple[str, ...],
+    config: str,
+    j: str,
+    image: str,
+    h: str,
+    gpu: int,
+    memMB: int,
+    max_retries: int,
+    rdzv_port: int,
+    mounts: str,
 ) -> specs.AppDef:
+    _check_at_least(0, gpu=gpu, max_retries=max_retries)
+    _check_at_least(1, memMB=memMB, rdzv_port=rdzv_port)
     nodes, ranks_per_node = _layout(j)
     if j:
         overrides = (*overrides, f"parallelism.world_size={nodes * ranks_per_node}")
@@ -85,19 +154,40 @@ def _train_job(
         *overrides,
         m="launch.train",
         name=checked.run.name.replace("_", "-").replace(".", "-"),
-        image=image or os.environ.get("PSS_BENCH_IMAGE", str(_ROOT)),
+        image=_image(image),
         h=h or None,
         cpu=threads * ranks_per_node,
         gpu=gpu or (ranks_per_node if checked.run.device == "cuda" else 0),
         memMB=memMB,
         j=f"{nodes}x{ranks_per_node}",
         max_retries=max_retries,
+        rdzv_port=rdzv_port,
+        mounts=_mount_options(mounts),
         env={
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted gloo ranks call stale addresses
         },
     )
+
+
+def _image(image: str) -> str:
+    return image or os.environ.get("PSS_BENCH_IMAGE", DEFAULT_IMAGE)
+
+
+def _mount_options(mounts: str) -> list[str]:
+    options = mounts.split(",") if mounts else []
+    try:
+        specs.parse_mounts(options)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"mounts = {mounts!r}: must look like type=volume,src=x,dst=/y: {error}") from None
+    return options
+
+
+def _check_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} = {value}: must be at least {least}")
 
 
 def _layout(j: str) -> tuple[int, int]:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.load import flatten
-from recsys.metrics import PEAK_GIB, SAMPLES_PER_S, STEP_MS, quality_name
+from recsys.metrics import PEAK_GIB, SAMPLES_PER_S, STEP_MS, TRAIN_S, quality_name
 from recsys.run_dir import RunDir
 
 if TYPE_CHECKING:
     from torchx.tracker.api import AppRun
 
-TRAIN_S = "time/train_s"
 _FILES = ("config.toml", "environment.json", "plan.txt", "metrics.jsonl", "summary.json")
 
 
@@ -67,7 +66,7 @@ def _artifacts(run_dir: RunDir) -> Iterator[tuple[str, str]]:
     """Names and absolute paths of what there is; TensorBoard's is the directory it is started with."""
     path = run_dir.path.resolve()
     found = [path / name for name in _FILES]
-    found += sorted(path.glob("**/*trace*.json*"))
+    found += sorted(path.glob("profile/*"))
     yield from ((str(file.relative_to(path)), str(file)) for file in found if file.exists())
     if any(path.glob("events.out.*")):
         yield "tensorboard", str(path)

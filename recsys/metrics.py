@@ -14,6 +14,7 @@ TRAIN_LOG_LOSS = "quality/train_log_loss"
 STEP_MS = "time/step_ms"
 STEP_P95_MS = "time/step_p95_ms"
 DATA_MS = "time/data_ms"
+TRAIN_S = "time/train_s"
 SAMPLES_PER_S = "speed/samples_per_s"
 PEAK_GIB = "memory/peak_gib"
 
