@@ -17,7 +17,7 @@ from configs.schema import RunConfig
 from launch.tracking import track_end, track_start
 from recsys.assemble import assemble
 from recsys.checkpoint import Checkpoints
-from recsys.data import Dataset, build_dataset
+from recsys.data import Dataset, build_dataset, check_data
 from recsys.description import describe_run, format_plan, identity
 from recsys.heap import keep_freed_memory
 from recsys.parallelism import Ranks, choose_device, describe_placement, process_group
@@ -63,6 +63,7 @@ def run_rank(config: RunConfig) -> None:
     try:
         # Before the process group: building a cache may take longer than a collective may wait.
         dataset = build_dataset(config.data)
+        check_data(dataset, config.training.target_auc)
         with process_group(config.parallelism, device) as ranks:
             if ranks.is_first:
                 environment = describe_environment(device, ranks.world_size)

@@ -207,3 +207,29 @@ def evaluation_batches(
         indices = np.arange(start, start + local, dtype=np.int64)
         rows = read_rows(dataset, split, np.minimum(indices, num_rows - 1))
         yield build_batch(rows, dataset.feature_names, device), int(np.clip(num_rows - start, 0, local))
+
+
+def check_data(dataset: Dataset, target_auc: float | None) -> None:
+    """Raises ValueError for what would only show after training: a held-out split whose rows all have one label, and a
+    target that no model can reach."""
+    for split in ("validation", "test"):
+        num_rows = dataset.num_rows(split)
+        if num_rows and not _has_both_labels(dataset, split, num_rows):
+            raise ValueError(f"all {num_rows:,} {split} rows have the same label: AUC needs both")
+    best = dataset.best_possible() if target_auc is not None else None
+    if target_auc is not None and best is not None and target_auc > best.auc:
+        raise ValueError(
+            f"training.target_auc = {target_auc}: the best possible test AUC of these rows is {best.auc:.4f}, by the "
+            "probabilities that generated them"
+        )
+
+
+def _has_both_labels(dataset: Dataset, split: str, num_rows: int) -> bool:
+    """As a rule the first rows already do."""
+    seen: set[float] = set()
+    start, size = 0, 1024
+    while start < num_rows and len(seen) < 2:
+        rows = read_rows(dataset, split, np.arange(start, min(num_rows, start + size)))
+        seen.update(np.unique(rows.labels).tolist())
+        start, size = start + size, min(8 * size, 1 << 20)
+    return len(seen) == 2

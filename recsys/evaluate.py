@@ -1,5 +1,7 @@
 """Quality of a model on a split, exact over all ranks."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -13,13 +15,26 @@ _NOT_A_ROW = -1.0
 """Label of the rows that fill up the last batches."""
 
 
-@torch.no_grad()
+class Scores(NamedTuple):
+    """Of every row of a split, in its order. logits: (n,) float32. labels: (n,) float32, 0 or 1."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+
 def evaluate(model: nn.Module, dataset: Dataset, split: str, global_batch_size: int, ranks: Ranks) -> Quality:
     """Quality over every row of the split, once; the same object on every rank. Collective.
 
-    Scores (float32) and labels of all ranks are gathered on rank 0: 8 bytes a row there.
     Raises ValueError when a score is not finite.
     """
+    return measure(collect_scores(model, dataset, split, global_batch_size, ranks))
+
+
+@torch.no_grad()
+def collect_scores(
+    model: nn.Module, dataset: Dataset, split: str, global_batch_size: int, ranks: Ranks
+) -> Scores | None:
+    """On rank 0 the scores of all ranks, 8 bytes a row; None elsewhere. Collective."""
     inner = unwrapped(model)
     inner.eval()
     scores, labels = [], []
@@ -35,23 +50,28 @@ def evaluate(model: nn.Module, dataset: Dataset, split: str, global_batch_size: 
         batch.labels[count:] = _NOT_A_ROW
         labels.append(batch.labels)
     inner.train()
-    gathered = _gather(torch.stack([torch.cat(scores), torch.cat(labels)]), ranks)
-    return on_first_rank(lambda: _measure(gathered))
+    # (2, steps, local): a global batch is one rank's share after the other's
+    gathered = _gather(torch.stack([torch.stack(scores), torch.stack(labels)]), ranks)
+    return None if gathered is None else Scores(*gathered[:, gathered[1] != _NOT_A_ROW])
+
+
+def measure(scores: Scores | None) -> Quality:
+    """scores: rank 0's. The same object on every rank. Collective."""
+    return on_first_rank(lambda: _measure(scores))
 
 
 def _gather(values: torch.Tensor, ranks: Ranks) -> np.ndarray | None:
-    """(2, n) of every rank -> (2, n·R) on rank 0, None elsewhere."""
+    """(2, steps, local) of every rank -> (2, n) on rank 0 in the order of the rows, None elsewhere."""
     parts = [torch.empty_like(values) for _ in range(ranks.world_size)] if ranks.is_first else None
     dist.gather(values, parts, dst=0)
-    return torch.cat(parts, dim=1).cpu().numpy() if parts is not None else None
+    return torch.stack(parts, dim=2).flatten(1).cpu().numpy() if parts is not None else None
 
 
-def _measure(gathered: np.ndarray | None) -> Quality:
-    assert gathered is not None
-    scores, labels = gathered[:, gathered[1] != _NOT_A_ROW]
-    if not np.isfinite(scores).all():
+def _measure(scores: Scores | None) -> Quality:
+    assert scores is not None
+    if not np.isfinite(scores.logits).all():
         raise ValueError(
-            f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite: the model diverged; "
-            "lower optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
+            f"{np.count_nonzero(~np.isfinite(scores.logits))} of {len(scores.logits)} scores are not finite: the model "
+            "diverged; lower optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
         )
-    return measure_quality(scores, labels)
+    return measure_quality(scores.logits, scores.labels)

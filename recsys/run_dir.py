@@ -6,6 +6,7 @@
       plan.txt           where each embedding table lives
       metrics.jsonl      one record a line: step, samples, epoch, time_s and metrics by their names
       summary.json       the run in one object; rewritten at every evaluation, so a killed run has a valid one
+      test_scores.npz    logits and labels of the test rows at the best evaluation
       events.out.*       the same records for TensorBoard
       checkpoints/       step_<n>/
       profile/           traces of profiled windows, one a rank, for a trace viewer
@@ -26,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx", "numpy")
@@ -76,7 +78,8 @@ class RunDir:
         if not (resume and self._can_be_resumed()):
             for directory in (self.checkpoints, self.path / "profile"):
                 shutil.rmtree(directory, ignore_errors=True)
-            for old in (self.path / "summary.json", self.path / "metrics.jsonl", *self.path.glob("events.out.*")):
+            named = [self.path / name for name in ("summary.json", "metrics.jsonl", "test_scores.npz")]
+            for old in (*named, *self.path.glob("events.out.*")):
                 old.unlink(missing_ok=True)
         write_atomically(self.path / "config.toml", config)
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
@@ -95,6 +98,21 @@ class RunDir:
         if summary["status"] == "running":
             error = {"rank": rank, "message": message}
             self.write_summary(summary | {"status": status, "stop_reason": status, "error": error})
+
+    def write_scores(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Of the test rows, in their order: (n,) float32 and (n,) of 0 and 1."""
+        path = self.path / "test_scores.npz"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+        np.savez(temporary, logits=logits.astype(np.float32), labels=labels.astype(np.uint8))
+        os.replace(temporary, path)
+
+    def read_scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `write_scores` was given at the best evaluation. Raises FileNotFoundError."""
+        path = self.path / "test_scores.npz"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} has no scores of its test rows: {path.name} is missing")
+        with np.load(path) as found:
+            return found["logits"], found["labels"]
 
     def read_config(self) -> dict[str, Any]:
         return tomllib.loads(self._read("config.toml"))

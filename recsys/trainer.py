@@ -23,7 +23,7 @@ from recsys.assemble import TrainStep
 from recsys.checkpoint import BEST, Checkpoints
 from recsys.clocks import StepTimer, StepTimes, Stopwatch
 from recsys.data import Dataset, TrainingBatches
-from recsys.evaluate import evaluate
+from recsys.evaluate import collect_scores, measure
 from recsys.metrics import (
     DATA_MS,
     PEAK_GIB,
@@ -202,14 +202,12 @@ class Trainer:
         }
 
     def _record_training(self, losses: list[torch.Tensor]) -> None:
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses)
         dist.all_reduce(loss)
-        value = float(loss) / self.ranks.world_size
+        loss /= self.ranks.world_size
+        value = float(loss.mean())
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the training loss is {value} within the {len(losses)} steps up to step {self.progress.step}: lower "
-                "optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
-            )
+            self._raise_diverged(loss)
         steps, data = self._take_times()
         rows = self.config.training.global_batch_size
         metrics = {TRAIN_LOG_LOSS: value, PEAK_GIB: peak_gib(self.ranks.device)}
@@ -222,6 +220,16 @@ class Trainer:
             }
         self.recorder.record(self._position(), metrics)
 
+    def _raise_diverged(self, losses: torch.Tensor) -> None:
+        """losses: of the last steps, over all ranks."""
+        bad = int((~torch.isfinite(losses)).nonzero()[0])
+        step = self.progress.step - len(losses) + 1 + bad
+        epoch, batch = divmod(step - 1, self.batches.steps_per_epoch)
+        raise FloatingPointError(
+            f"the training loss is {float(losses[bad])} at step {step}, batch {batch + 1} of epoch {epoch + 1}: lower "
+            "optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
+        )
+
     def _evaluate(self) -> None:
         """Quality on every held-out split, outside the training clock."""
         with self.watch.paused():
@@ -229,9 +237,10 @@ class Trainer:
             clock.start()
             found: dict[str, float] = {}
             rows = self.config.evaluation.global_batch_size
+            scores = None
             for split in self.splits:
-                quality = evaluate(self.model, self.dataset, split, rows, self.ranks)
-                found |= {f"{split}_{name}": value for name, value in asdict(quality).items()}
+                scores = collect_scores(self.model, self.dataset, split, rows, self.ranks)
+                found |= {f"{split}_{name}": value for name, value in asdict(measure(scores)).items()}
             self.peak_gib = gather(peak_gib(self.ranks.device), self.ranks)
             clock.stop()
             self.progress.evaluation_time_s += clock.read_s()
@@ -246,7 +255,10 @@ class Trainer:
                 },
             )
             self.recorder.write_summary(self.summary("running", None))
-        if self.config.checkpoint.keep_best and self._best() is self.progress.evaluations[-1]:
+            is_best = self._best() is self.progress.evaluations[-1]
+            if is_best and scores and self.config.evaluation.keep_scores:
+                self.recorder.run_dir.write_scores(*scores)
+        if is_best and self.config.checkpoint.keep_best:
             self._save(BEST)
 
     def _stop_reason(self, evaluated: bool, check_time: bool = False) -> str | None:

@@ -7,8 +7,9 @@ import torch
 
 from recsys import data
 from recsys.batch import Rows
-from recsys.data import RowOrder, TrainingBatches, count_ids, evaluation_batches
+from recsys.data import RowOrder, TrainingBatches, check_data, count_ids, evaluation_batches
 from recsys.synthetic import Options, build
+from recsys.synthetic_teacher import BestPossible
 
 CPU = torch.device("cpu")
 
@@ -175,3 +176,41 @@ def test_a_long_count_says_what_it_is(monkeypatch, capsys):
     monkeypatch.setattr(data, "LONG_COUNT_ROWS", 20)
     count_ids(Repeated(20))
     assert capsys.readouterr().out == "counting the ids of 20 training rows\n"
+
+
+class Labelled:
+    """Rows whose labels are given, and a best possible AUC."""
+
+    dense_names, feature_names, num_embeddings = ("I1",), ("a",), (10,)
+
+    def __init__(self, test, validation=(0, 1), best=None):
+        self.labels = {"test": np.array(test, np.float32), "validation": np.array(validation, np.float32)}
+        self.best = best
+
+    def num_rows(self, split):
+        return len(self.labels[split])
+
+    def read(self, split, indices):
+        labels = self.labels[split][indices]
+        return Rows(np.zeros((len(labels), 1), np.float32), np.zeros((len(labels), 1), np.int64), labels)
+
+    def best_possible(self):
+        return self.best
+
+
+def test_held_out_rows_of_one_label_are_refused():
+    with pytest.raises(ValueError, match="all 5,000 test rows have the same label"):
+        check_data(Labelled(np.zeros(5000)), None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="all 2 validation rows"):
+        check_data(Labelled([0, 1], validation=[1, 1]), None)  # type: ignore[arg-type]
+    last = np.zeros(5000)
+    last[-1] = 1
+    check_data(Labelled(last, validation=[]), None)  # type: ignore[arg-type]
+
+
+def test_a_target_beyond_the_best_possible_is_refused_with_that_value():
+    best = BestPossible(auc=0.81, log_loss=0.4, base_rate=0.3)
+    with pytest.raises(ValueError, match=r"target_auc = 0\.82: the best possible test AUC of these rows is 0\.8100"):
+        check_data(Labelled([0, 1], best=best), 0.82)  # type: ignore[arg-type]
+    check_data(Labelled([0, 1], best=best), 0.80)  # type: ignore[arg-type]
+    check_data(Labelled([0, 1]), 0.99)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recsys.batch import Rows
-from recsys.evaluate import evaluate
+from recsys.evaluate import collect_scores, evaluate
 from recsys.metrics import measure_quality
 from recsys.parallelism import Ranks
 from tests.ranks import run_ranks
@@ -51,6 +51,20 @@ def test_every_row_counts_once(world_size):
     for found in run_ranks(_evaluate, world_size):
         assert asdict(found) == pytest.approx(asdict(expected), rel=1e-12)  # sums in another order
     assert expected.rows == ROWS
+
+
+def _collect(rank, world_size):
+    return collect_scores(FirstDense(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))  # type: ignore[arg-type]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_scores_come_in_the_order_of_the_rows(world_size):
+    data = Scored()
+    found, *others = run_ranks(_collect, world_size)
+    np.testing.assert_array_equal(found.logits, data.scores)
+    np.testing.assert_array_equal(found.labels, data.labels)
+    assert others == [None] * (world_size - 1)
 
 
 def _diverged(rank, world_size):

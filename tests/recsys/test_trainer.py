@@ -10,7 +10,9 @@ import torch.distributed as dist
 
 from configs.load import load_config
 from launch.train import train
+from recsys.assemble import TrainStep
 from recsys.data import build_dataset
+from recsys.metrics import measure_quality
 from recsys.parallelism import Ranks
 from recsys.registry import CHOICES
 from recsys.run_dir import RunDir
@@ -141,3 +143,26 @@ def test_profiled_windows_change_nothing_but_the_clock(run):
 def test_a_window_that_does_not_fit_is_refused_before_training(run):
     with pytest.raises(ValueError, match=r"profile\.steps = 10"):
         run("profile.every_steps=5")
+
+
+def test_the_scores_of_the_best_evaluation_are_kept(run, tmp_path):
+    _, summary, _ = run("training.epochs=2")
+    logits, labels = RunDir(tmp_path / "debug").read_scores()
+    quality = measure_quality(logits, labels)
+    assert quality.auc == pytest.approx(summary["best"]["test_auc"], abs=1e-12)
+    assert quality.rows == 4000
+    run("training.epochs=0.5", "run.name=without", "evaluation.keep_scores=false")
+    with pytest.raises(FileNotFoundError, match="without has no scores"):
+        RunDir(tmp_path / "without").read_scores()
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step(run):
+    class Broken(TrainStep):
+        def __call__(self, batch, step):
+            loss = super().__call__(batch, step)
+            return loss * float("nan") if step == 33 else loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recsys.trainer.TrainStep", Broken)
+        with pytest.raises(FloatingPointError, match="loss is nan at step 33, batch 13 of epoch 2"):
+            run("training.epochs=2")
