@@ -122,8 +122,6 @@ class EvaluationSection(Section):
     """Rows per evaluation step over all ranks."""
     at_start: bool = False
     """Evaluate before the first step too."""
-    keep_scores: bool = True
-    """Keep the scores of the test rows at the best evaluation, 5 bytes a row: for paired differences of AUC."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many evaluations without a better log loss on the validation rows; 0 = never."""
 
@@ -135,6 +133,8 @@ class CheckpointSection(Section):
     """Write a checkpoint when training ends."""
     keep_best: bool = False
     """Keep a checkpoint of the best evaluation so far, as checkpoints/best."""
+    keep_scores: bool = True
+    """Keep the scores of the test rows at the best evaluation, 5 bytes a row: for paired differences of AUC."""
     keep_last: int = Field(default=2, ge=1)
     resume: Literal["never", "auto"] = "auto"
     """auto = continue from the newest checkpoint of the run directory where there is one, never = start anew."""
@@ -150,7 +150,8 @@ class ProfileSection(Section):
     every_steps: int = Field(default=0, ge=0)
     """Steps from one profiled window to the next: computing, communication and waiting by phase; 0 = none."""
     steps: int = Field(default=10, ge=1)
-    """Steps of a window. They train as all steps do; times and throughput are taken from the others."""
+    """Steps of a window. They train as all steps do; times and throughput are taken from the others. A window lies
+    between evaluations and checkpoints; where none is that far from the next, there is none, and the run says so."""
 
 
 class RunConfig(Section):

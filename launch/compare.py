@@ -24,7 +24,8 @@ from recsys.compared_runs import ComparisonError, Difference, Run
 from recsys.comparison import Comparison, Setup, compare
 from recsys.report import describe_overview, describe_subject, find_findings, write_report
 from recsys.result_table import (
-    COLUMNS,
+    Column,
+    choose_columns,
     describe_best_possible,
     describe_state,
     describe_target,
@@ -141,7 +142,7 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console(highlight=False, width=width)
     at_once = max(1, (width - _HEADING_WIDTH) // _SETUP_WIDTH)
     for start in range(0, len(comparison.setups), at_once):
-        table = _table(comparison.setups[start : start + at_once])
+        table = _table(comparison.setups[start : start + at_once], choose_columns(comparison))
         table.title = f"[bold red]{UNFAIR}[/]" if comparison.differences else None
         console.print(table)
     warnings = describe_warnings(comparison)
@@ -151,13 +152,13 @@ def print_comparison(comparison: Comparison) -> None:
             console.print(Padding(escape(line), (0, 0, 0, 2)), style="yellow" if block == warnings else "")
 
 
-def _table(setups: Sequence[Setup]) -> Table:
+def _table(setups: Sequence[Setup], columns: Sequence[Column]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("", style="dim", overflow="fold")
     for setup in setups:
         state = f"\n[yellow]{escape(describe_state(setup))}[/]" if setup.unfinished else ""
         table.add_column(escape(setup.label) + state, justify="right", overflow="fold")
-    for column in COLUMNS:
+    for column in columns:
         cells = [column.cell(setup) for setup in setups]
         table.add_row(column.heading, *(c.text + (f"\n[dim]{escape(c.detail)}[/]" if c.detail else "") for c in cells))
     return table

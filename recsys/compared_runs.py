@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from configs.load import flatten
 from recsys.curves import Point
 from recsys.run_dir import RunDir
+from recsys.timing import WindowTiming
 
 SHARED_SECTIONS = ("data", "model", "optimizer", "training", "evaluation")
 FREE_SECTIONS = ("embedding", "parallelism")
@@ -50,6 +51,7 @@ class BytesPerRank(_Figures):
 class Times(_Figures):
     p50: float
     p95: float
+    mean: float | None = None
 
 
 class BestPossible(_Figures):
@@ -93,10 +95,18 @@ class Summary(_Figures):
     step_ms: Times | None = None
     data_ms: Times | None = None
     samples_per_s: float | None = None
+    profiles: list[WindowTiming] = []
     peak_memory_gib: list[float] | None = None
     selected_on: str
     best: dict[str, float] | None = None
     best_possible: BestPossible | None = None
+
+    @field_validator("profiles")
+    @classmethod
+    def _take_time(cls, windows: list[WindowTiming]) -> list[WindowTiming]:
+        if not all(window.ranks and all(rank.step_ms > 0 for rank in window.ranks) for window in windows):
+            raise ValueError("a profiled window has no ranks, or steps that took no time")
+        return windows
 
 
 @dataclass(frozen=True)
@@ -211,6 +221,26 @@ def free_facts(run: Run) -> dict[str, Any]:
     return {**_sections(run, FREE_SECTIONS), "seed": run.summary.seed}
 
 
+def is_full(run: Run) -> bool:
+    return run.summary.compression.asked == 1.0
+
+
+def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs alike in all but their seed, in the order given.
+
+    A run that repeats a seed of its group begins another, and so do runs that are not finished: their figures are not
+    averaged with those of finished ones.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        facts = {**shared_facts(run), **free_facts(run), "seed": None, "finished": run.summary.status == "finished"}
+        alike, repeat = json.dumps(facts, sort_keys=True, default=str), 0
+        while any(other.summary.seed == run.summary.seed for other in groups.get((alike, repeat), [])):
+            repeat += 1
+        groups.setdefault((alike, repeat), []).append(run)
+    return list(groups.values())
+
+
 def find_differences(runs: Sequence[Run], facts: Callable[[Run], Mapping[str, Any]]) -> list[Difference]:
     """The keys whose values are not the same in all runs; a key that a run lacks counts as None there."""
     tables = [facts(run) for run in runs]
@@ -249,6 +279,11 @@ def find_caveats(runs: Sequence[Run]) -> list[str]:
             caveats.append(f"{run.label} is not finished but {run.summary.status}: its figures are those so far{why}.")
         if run.summary.selected_on == "test":
             caveats.append(f"{run.label} had no validation rows: its best evaluation was chosen on the test rows.")
+        if unmatched := sum(rank.unmatched for window in run.summary.profiles for rank in window.ranks):
+            caveats.append(
+                f"{run.label}: {unmatched} collectives of its profiled windows could not be matched between ranks; "
+                "none of their time counts as waiting."
+            )
     if changed := [run.label for run in runs if run.environment.get("uncommitted_changes")]:
         caveats.append(f"Started from uncommitted changes: {', '.join(changed)}.")
     if unknown := [run.label for run in runs if not run.environment.get("commit")]:

@@ -5,13 +5,12 @@ target times time per iteration, over the same product for the full model.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 from recsys.compared_runs import (
     BestPossible,
@@ -22,11 +21,14 @@ from recsys.compared_runs import (
     find_caveats,
     find_differences,
     free_facts,
+    group_by_seed,
+    is_full,
     load_runs,
     shared_facts,
 )
 from recsys.curves import Arrival, Lead, Point, find_arrival, find_lead, mean_curve
 from recsys.metrics import quality_name
+from recsys.timing import RankTiming
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,32 @@ class Target:
 
 
 @dataclass(frozen=True)
+class TimeFigures:
+    """Where a step goes, in ms and bytes a step of the profiled windows; what the parts are: `recsys.timing`.
+
+    steps: of all windows together. exposed_share: exposed communication over the step, with the lowest and the highest
+    of single windows. overlap_share: of communication, None without any. overhead: profiled step over the mean step
+    outside of windows. clock_error_ms: of the worst window. mean: over ranks; both are means over windows.
+    """
+
+    windows: int
+    steps: int
+    exposed_share: float
+    exposed_share_lowest: float
+    exposed_share_highest: float
+    overlap_share: float | None
+    overhead: float | None
+    clock_error_ms: float
+    mean: RankTiming
+    ranks: tuple[RankTiming, ...]
+
+
+def exposed_transfer_ms(timing: RankTiming) -> float:
+    """The exposed communication in which a rank does not wait for others."""
+    return timing.exposed_comm_ms - timing.exposed_wait_ms
+
+
+@dataclass(frozen=True)
 class Figures:
     """What a setup measured: means over its runs. None = not measured. Bytes and memory are the largest rank's."""
 
@@ -65,6 +93,7 @@ class Figures:
     data_ms_p50: Measured | None
     data_ms_p95: Measured | None
     samples_per_s: Measured | None
+    time: TimeFigures | None
     train_time_s: Measured | None
     epochs: float
     samples: float
@@ -171,10 +200,6 @@ def compare(
     )
 
 
-def is_full(run: Run) -> bool:
-    return run.summary.compression.asked == 1.0
-
-
 def _auc_curves(runs: Sequence[Run], split: str) -> list[list[Point]]:
     return [run.curve(quality_name(split, "auc")) for run in runs]
 
@@ -193,22 +218,6 @@ def choose_target(runs: Sequence[Run], split: str, asked: float | None) -> Targe
     rule = f"the lowest of the best {split} AUCs of the {len(best)} finished runs with full tables"
     only = f"the best {split} AUC of the only finished run with full tables"
     return Target(min(best), split, rule if len(best) > 1 else only)
-
-
-def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs alike in all but their seed, in the order given.
-
-    A run that repeats a seed of its group begins another, and so do runs that are not finished: their figures are not
-    averaged with those of finished ones.
-    """
-    groups: dict[tuple[str, int], list[Run]] = {}
-    for run in runs:
-        facts = {**shared_facts(run), **free_facts(run), "seed": None, "finished": run.summary.status == "finished"}
-        alike, repeat = json.dumps(facts, sort_keys=True, default=str), 0
-        while any(other.summary.seed == run.summary.seed for other in groups.get((alike, repeat), [])):
-            repeat += 1
-        groups.setdefault((alike, repeat), []).append(run)
-    return list(groups.values())
 
 
 def _label_groups(groups: Sequence[Sequence[Run]]) -> list[str]:
@@ -246,12 +255,50 @@ def measure(runs: Sequence[Run], split: str, target: Target | None) -> Figures:
         data_ms_p50=_mean(s.data_ms and s.data_ms.p50 for s in summaries),
         data_ms_p95=_mean(s.data_ms and s.data_ms.p95 for s in summaries),
         samples_per_s=_mean(s.samples_per_s for s in summaries),
+        time=measure_time(summaries),
         train_time_s=_mean(s.train_time_s for s in summaries),
         epochs=fmean(s.epochs for s in summaries),
         samples=fmean(s.samples for s in summaries),
         peak_memory_gib=max((gib for s in summaries for gib in s.peak_memory_gib or ()), default=None),
         target=target and find_arrival(_auc_curves(runs, split), target.auc),
     )
+
+
+def measure_time(summaries: Sequence[Summary]) -> TimeFigures | None:
+    """Over all windows of the runs; None where there are none."""
+    windows = [window for summary in summaries for window in summary.profiles]
+    if not windows:
+        return None
+    num_ranks = max(len(window.ranks) for window in windows)
+    ranks = [_average([w.ranks[r] for w in windows if r < len(w.ranks)]) for r in range(num_ranks)]
+    mean: RankTiming = _average(ranks)
+    shares = [window.mean("exposed_comm_ms") / window.mean("step_ms") for window in windows]
+    unprofiled = [s.step_ms.mean for s in summaries for _ in s.profiles if s.step_ms]
+    return TimeFigures(
+        windows=len(windows),
+        steps=sum(window.num_steps for window in windows),
+        exposed_share=mean.exposed_comm_ms / mean.step_ms,
+        exposed_share_lowest=min(shares),
+        exposed_share_highest=max(shares),
+        overlap_share=_ratio(mean.overlap_ms, mean.comm_ms),
+        overhead=_ratio(mean.step_ms, _average(unprofiled)),
+        clock_error_ms=max(window.clock_error_ms for window in windows),
+        mean=mean,
+        ranks=tuple(ranks),
+    )
+
+
+def _average(values: Sequence[Any]) -> Any:
+    """Of numbers, or of dataclasses and mappings part by part: a number that is None is left out, a part of a mapping
+    that some do not have counts as zeros there."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if isinstance(known[0], Mapping):
+        return {key: _average([value.get(key) for value in known]) for key in dict.fromkeys(itertools.chain(*known))}
+    if is_dataclass(kind := type(known[0])):
+        return kind(**{f.name: _average([getattr(value, f.name, 0.0) for value in values]) for f in fields(kind)})
+    return fmean(known)
 
 
 def _mean(values: Iterable[float | None]) -> Measured | None:

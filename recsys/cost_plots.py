@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 
 from recsys.comparison import Comparison, Measured, Setup
 from recsys.curves import Position
-from recsys.plots import Figure, Plot, Style, axis, escape, figure, rounded
+from recsys.plots import Figure, Plot, Style, axis, escape, figure, label_rows, rounded
 from recsys.result_table import format_bytes, format_count, format_ratio
-
-_NAME_LETTERS = 24
 
 
 def cost_plots(comparison: Comparison, styles: Sequence[Style]) -> list[Plot]:
@@ -20,15 +18,6 @@ def cost_plots(comparison: Comparison, styles: Sequence[Style]) -> list[Plot]:
     ]
 
 
-def _rows(comparison: Comparison) -> tuple[Figure, int]:
-    """A y axis with one row a setup, from the top, and the height of the plot."""
-    labels = [setup.label for setup in comparison.setups]
-    short = [n if len(n) <= _NAME_LETTERS else f"{n[: _NAME_LETTERS // 2]}…{n[-_NAME_LETTERS // 2 :]}" for n in labels]
-    rows = axis("", tickvals=list(range(len(labels))), ticktext=[escape(n) for n in short], showgrid=False)
-    rows |= {"range": [len(labels) - 0.5, -0.5], "zeroline": False, "ticks": ""}
-    return rows, 90 + (44 if len(labels) <= 8 else 30) * max(2, len(labels))
-
-
 def _step_time(comparison: Comparison, styles: Sequence[Style]) -> Plot:
     data = []
     for i, (setup, style) in enumerate(zip(comparison.setups, styles, strict=True)):
@@ -36,7 +25,7 @@ def _step_time(comparison: Comparison, styles: Sequence[Style]) -> Plot:
         ratio = f"<br>{format_ratio(setup.ratios.step_time)} of the baseline" if setup.ratios.step_time else ""
         data += _bar(found.step_ms_p50, found.step_ms_p95, i, setup.label, style.colour, "step", ratio)
         data += _bar(found.data_ms_p50, found.data_ms_p95, i, setup.label, style.colour, "loading", "")
-    rows, height = _rows(comparison)
+    rows, height = label_rows([setup.label for setup in comparison.setups])
     return Plot(
         id="step-time",
         title="Time of a step",
@@ -96,7 +85,7 @@ def _memory(comparison: Comparison, styles: Sequence[Style]) -> Plot:
                 "hovertemplate": "%{customdata}",
             }
         )
-    rows, height = _rows(comparison)
+    rows, height = label_rows([setup.label for setup in comparison.setups])
     return Plot(
         id="memory",
         title="Embedding memory per rank",

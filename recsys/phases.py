@@ -12,7 +12,6 @@ from functools import wraps
 
 from torch import nn
 from torch.profiler import record_function
-from torchrec.distributed.types import ShardedModule
 
 MARK = "phase:"
 STEP, DATA_LOADING = "step", "data_loading"
@@ -53,6 +52,8 @@ def phase_of_mark(name: str) -> str | None:
 @contextlib.contextmanager
 def marked(model: nn.Module, phases: Mapping[str, str]) -> Iterator[None]:
     """While open, the forward passes of submodules are marked. phases: name of a submodule (its end) -> phase."""
+    from torchrec.distributed.types import ShardedModule  # takes two seconds, which readers of summaries need not spend
+
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             for suffix, phase in phases.items():

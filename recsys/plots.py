@@ -83,6 +83,15 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def label_rows(labels: Sequence[str], letters: int = 24) -> tuple[Figure, int]:
+    """A y axis with one row a label, from the top, and the height of the plot; longer labels lose their middle."""
+    row_height = 44 if len(labels) <= 8 else 30 if len(labels) <= 24 else 20
+    short = [name if len(name) <= letters else f"{name[: letters // 2]}…{name[-letters // 2 :]}" for name in labels]
+    rows = axis("", tickvals=list(range(len(labels))), ticktext=[escape(n) for n in short], showgrid=False)
+    rows |= {"range": [len(labels) - 0.5, -0.5], "zeroline": False, "ticks": ""}
+    return rows, 90 + row_height * max(2, len(labels))
+
+
 def _quality(comparison: Comparison, styles: Sequence[Style], splits: Sequence[str], metric: str, over: str) -> Plot:
     name = {"auc": "AUC", "log_loss": "Log loss"}[metric]
     against = {"time": "training time", "samples": "training samples"}[over]

@@ -36,13 +36,17 @@ class Windows:
     meets no evaluation, checkpoint or end."""
 
     def __init__(self, section: ProfileSection, intervals: Sequence[float]) -> None:
-        """intervals: steps from one evaluation, checkpoint or end to the next. Raises ValueError where none fits."""
+        """intervals: steps from one evaluation, checkpoint or end to the next."""
         self.section, self.intervals = section, intervals
-        if section.every_steps and section.steps + 1 >= min(intervals):
-            raise ValueError(
-                f"profile.steps = {section.steps}, and one before them, do not fit between evaluations, checkpoints "
-                f"and the end of training, {min(intervals):.0f} steps apart"
-            )
+
+    def describe_obstacle(self) -> str | None:
+        """Why a run that is to make windows makes none."""
+        if not self.section.every_steps or self.section.steps + 1 < min(self.intervals):
+            return None
+        return (
+            f"profile.steps = {self.section.steps}, and one before them, do not fit between evaluations, checkpoints "
+            f"and the end of training, {min(self.intervals):.0f} steps apart"
+        )
 
     def is_due(self, step: int, made: int) -> bool:
         """After `step` steps and `made` windows."""

@@ -9,13 +9,13 @@ from typing import Any
 
 from configs.load import flatten
 from recsys.compared_runs import Run, free_facts, shared_facts
-from recsys.comparison import Comparison, Measured, Setup
+from recsys.comparison import Comparison, Measured, Setup, TimeFigures
 from recsys.cost_plots import cost_plots
 from recsys.curves import Lead
 from recsys.page import as_script_data, render_page
 from recsys.plots import Plot, choose_styles, find_splits, quality_plots
 from recsys.result_table import (
-    COLUMNS,
+    choose_columns,
     describe_best_possible,
     describe_state,
     describe_target,
@@ -23,8 +23,10 @@ from recsys.result_table import (
     format_epochs,
     format_ratio,
     format_seconds,
+    format_share,
 )
-from recsys.run_dir import write_atomically
+from recsys.run_dir import RunDir, write_atomically
+from recsys.time_plots import time_columns, time_plots
 
 _TEMPLATE = "report.html.j2"
 _MOST_FINDINGS = 5
@@ -73,10 +75,15 @@ def _describe_alone(setup: Setup, comparison: Comparison) -> str:
     if figures.test_auc:
         parts.append(f"test AUC {_with_spread(figures.test_auc)}")
     if figures.step_ms_p50:
-        parts.append(f"step {figures.step_ms_p50.mean:.3g} ms")
+        exposed = f", {_describe_exposed(figures.time)} of it exposed communication" if figures.time else ""
+        parts.append(f"step {figures.step_ms_p50.mean:.3g} ms{exposed}")
     if outcome := _describe_arrival(setup, comparison):
         parts.append(outcome)
     return "; ".join(parts) + "."
+
+
+def _describe_exposed(time: TimeFigures) -> str:
+    return format_share(time.exposed_share) if time.mean.collectives else "none"
 
 
 def _with_spread(value: Measured) -> str:
@@ -111,6 +118,10 @@ def _describe_against(setup: Setup, comparison: Comparison) -> str:
         parts.append(auc)
     if ratios.step_time is not None:
         parts.append(f"{format_ratio(ratios.step_time)} the step time")
+    if found.time:
+        own = comparison.baseline.figures.time
+        against = f", against {_describe_exposed(own)}" if own else ""
+        parts.append(f"{_describe_exposed(found.time)} of its step is exposed communication{against}")
     if ratios.embedding_bytes is not None:
         parts.append(f"{format_ratio(ratios.embedding_bytes)} the embedding memory per rank")
     if outcome := _describe_arrival(setup, comparison):
@@ -174,7 +185,7 @@ def describe_overview(comparison: Comparison) -> str:
 def build_plots(comparison: Comparison) -> list[Plot]:
     """Every plot the runs have figures for, in the order of the page."""
     styles = choose_styles(comparison)
-    plots = [*quality_plots(comparison, styles), *cost_plots(comparison, styles)]
+    plots = [*quality_plots(comparison, styles), *cost_plots(comparison, styles), *time_plots(comparison)]
     return [plot for plot in plots if any(figure["data"] for figure in plot.figures.values())]
 
 
@@ -197,7 +208,9 @@ def render_report(comparison: Comparison) -> str:
         fold_findings=len(findings) > _MOST_FINDINGS,
         target=describe_target(comparison),
         best_possible=describe_best_possible(comparison),
-        columns=COLUMNS,
+        columns=choose_columns(comparison),
+        time_columns=time_columns(comparison),
+        traces=_trace_rows(comparison.runs),
         styles=choose_styles(comparison),
         states=[describe_state(setup) for setup in comparison.setups],
         plots={plot.id: plot for plot in plots},
@@ -222,6 +235,12 @@ def _shared_rows(comparison: Comparison) -> list[tuple[str, str]]:
     differing = {difference.key for difference in (*comparison.differences, *comparison.varied)}
     facts = {**shared_facts(comparison.runs[0]), **free_facts(comparison.runs[0])}
     return [(key, _show(value)) for key, value in facts.items() if key not in differing]
+
+
+def _trace_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Label of every profiled run -> rank 0's trace of each of its windows."""
+    profiled = [run for run in runs if run.summary.profiles]
+    return [(run.label, [str(RunDir(run.path).trace(w.step, 0)) for w in run.summary.profiles]) for run in profiled]
 
 
 def _environment_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[str]]]]]:

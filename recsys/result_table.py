@@ -20,13 +20,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of every setup. unit is "" for pure numbers; meaning says how it is measured; left = text."""
+    """A figure of every setup. unit is "" for pure numbers; meaning says how it is measured; left = text; profiled =
+    shown where a run has profiled windows."""
 
     title: str
     unit: str
     meaning: str
     cell: Callable[[Setup], Cell]
     left: bool = False
+    profiled: bool = False
 
     @property
     def heading(self) -> str:
@@ -37,7 +39,7 @@ def format_count(value: float) -> str:
     """53_900_000 -> '53.9 M', three digits from a thousand on."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * size:
-            return f"{_three_digits(value / size)} {letter}"
+            return f"{three_digits(value / size)} {letter}"
     return f"{value:.0f}"
 
 
@@ -45,14 +47,14 @@ def format_bytes(value: float) -> str:
     """3_565_158 -> '3.40 MiB'"""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if value >= 0.9995 * 1024**power:
-            return f"{_three_digits(value / 1024**power)} {unit}"
+            return f"{three_digits(value / 1024**power)} {unit}"
     return f"{value:.0f} B"
 
 
 def format_seconds(value: float) -> str:
     """Seconds up to two minutes, then minutes or hours with what is left."""
     if value < 119.95:
-        return f"{_three_digits(value)} s"
+        return f"{three_digits(value)} s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
@@ -73,7 +75,12 @@ def format_ratio(value: float) -> str:
     return f"{value:.{max(1 - math.floor(math.log10(value)), 1 if value >= 10 else 2)}f}×"
 
 
-def _three_digits(value: float) -> str:
+def format_share(value: float) -> str:
+    """0.314 -> '31 %', 0.0042 -> '0.4 %'"""
+    return f"{100 * value:.{1 if 0 < value < 0.0095 else 0}f} %"
+
+
+def three_digits(value: float) -> str:
     if value >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
@@ -153,12 +160,33 @@ def _compression(setup: Setup) -> Cell:
 
 def _step(setup: Setup) -> Cell:
     p50, p95 = setup.figures.step_ms_p50, setup.figures.step_ms_p95
-    return _plain(p50, _three_digits, f"p95 {_three_digits(p95.mean)}" if p95 else "")
+    return _plain(p50, three_digits, f"p95 {three_digits(p95.mean)}" if p95 else "")
 
 
 def _step_ratio(setup: Setup) -> Cell:
     value = setup.ratios.step_time
     return Cell(format_ratio(value), "baseline" * setup.is_baseline, value) if value is not None else Cell(MISSING)
+
+
+def _exposed(setup: Setup) -> Cell:
+    time = setup.figures.time
+    if time is None:
+        return Cell(MISSING)
+    if not time.mean.collectives:
+        return Cell("none", "", 0.0)
+    exposed, waiting = three_digits(time.mean.exposed_comm_ms), three_digits(time.mean.exposed_wait_ms)
+    detail = f"{exposed} ms, waiting {waiting}"
+    return Cell(format_share(time.exposed_share), detail, time.exposed_share)
+
+
+def _communicated(setup: Setup) -> Cell:
+    time = setup.figures.time
+    if time is None:
+        return Cell(MISSING)
+    kinds = time.mean.collectives
+    total = sum(kind.bytes for kind in kinds.values())
+    detail = ", ".join(f"{name} {format_bytes(kind.bytes)} in {kind.count:g}" for name, kind in kinds.items())
+    return Cell(format_bytes(total) if kinds else "none", detail, total)
 
 
 def _train_time(setup: Setup) -> Cell:
@@ -246,6 +274,22 @@ COLUMNS: Sequence[Column] = (
     ),
     Column("step", "× baseline", "p50 over the baseline's.", _step_ratio),
     Column(
+        "exposed communication",
+        "",
+        "Of a profiled step, slower than the others: share and ms in which a rank communicates and nothing computes "
+        "on it; waiting: those until all ranks have joined.",
+        _exposed,
+        profiled=True,
+    ),
+    Column(
+        "communicated per step",
+        "",
+        "Bytes that a rank puts into collectives, its own share included, mean over ranks; by kind, with the number of "
+        "collectives.",
+        _communicated,
+        profiled=True,
+    ),
+    Column(
         "samples per second",
         "",
         "Training rows over training time, loading included.",
@@ -272,6 +316,12 @@ COLUMNS: Sequence[Column] = (
 )
 
 
+def choose_columns(comparison: Comparison) -> Sequence[Column]:
+    """All of them, or those that need no profiled window where no run has one."""
+    profiled = any(setup.figures.time for setup in comparison.setups)
+    return [column for column in COLUMNS if profiled or not column.profiled]
+
+
 def describe_target(comparison: Comparison) -> str:
     """The target and its rule in a sentence."""
     target = comparison.target
@@ -296,7 +346,7 @@ def format_markdown(comparison: Comparison, setups_per_table: int = 5) -> str:
     for start in range(0, len(comparison.setups), setups_per_table):
         setups = comparison.setups[start : start + setups_per_table]
         rows = [["", *(_markdown_label(setup) for setup in setups)], ["---", *("---:" for _ in setups)]]
-        for column in COLUMNS:
+        for column in choose_columns(comparison):
             cells = (column.cell(setup) for setup in setups)
             rows.append([column.heading, *(c.text + (f" ({c.detail})" if c.detail else "") for c in cells)])
         tables.append("\n".join("| " + " | ".join(row) + " |" for row in rows))

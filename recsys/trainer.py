@@ -84,6 +84,8 @@ class Trainer:
         self.evaluation_interval = max(1.0, config.evaluation.every_epochs * per_epoch)
         intervals = (self.evaluation_interval, config.checkpoint.every_steps, self.total_steps)
         self.windows = Windows(config.profile, [steps for steps in intervals if steps])
+        if ranks.is_first and (obstacle := self.windows.describe_obstacle()):
+            print(f"no profiled windows: {obstacle}", flush=True)
         self.splits = [s for s in ("validation", "test") if dataset.num_rows(s)]
         self.progress = Progress()
         self.train_step = TrainStep(model, optimizer, self.total_steps)
@@ -256,7 +258,7 @@ class Trainer:
             )
             self.recorder.write_summary(self.summary("running", None))
             is_best = self._best() is self.progress.evaluations[-1]
-            if is_best and scores and self.config.evaluation.keep_scores:
+            if is_best and scores and self.config.checkpoint.keep_scores:
                 self.recorder.run_dir.write_scores(*scores)
         if is_best and self.config.checkpoint.keep_best:
             self._save(BEST)

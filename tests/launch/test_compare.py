@@ -11,7 +11,15 @@ from tests.recsys.fake_runs import write_demo, write_run
 FIGURES = {
     "test_auc", "test_log_loss", "test_ne", "test_calibration", "target_split_auc", "best_epoch", "embedding_bytes",
     "embedding_optimizer_bytes", "step_ms_p50", "step_ms_p95", "data_ms_p50", "data_ms_p95", "samples_per_s",
-    "train_time_s", "epochs", "samples", "peak_memory_gib", "target",
+    "time", "train_time_s", "epochs", "samples", "peak_memory_gib", "target",
+}  # fmt: skip
+TIME = {
+    "windows", "steps", "exposed_share", "exposed_share_lowest", "exposed_share_highest", "overlap_share", "overhead",
+    "clock_error_ms", "mean", "ranks",
+}  # fmt: skip
+RANK = {
+    "step_ms", "compute_ms", "comm_ms", "exposed_comm_ms", "overlap_ms", "wait_ms", "exposed_wait_ms", "other_ms",
+    "data_loading_ms", "wall_ms", "blocked_ms", "unmatched", "phases", "collectives",
 }  # fmt: skip
 
 
@@ -79,9 +87,35 @@ def test_json_is_complete_and_alone_on_stdout(demo, capsys, tmp_path):
     assert set(found["setups"][1]["figures"]["test_auc"]) == {"mean", "plus_minus", "source", "n"}
     assert found["setups"][1]["ratios"]["step_time"] == pytest.approx(6.6 / 9.3)
     assert found["setups"][1]["figures"]["target"] == {"runs": 0, "observed": None, "interpolated": None}
+    assert [setup["figures"]["time"] for setup in found["setups"]] == [None] * 3
     assert {run["label"] for run in found["runs"]} == {"demo_sharded", "demo_robe", "demo_robe_single"}
     assert all(len(run["commit"]) == 40 for run in found["runs"])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_json_of_profiled_runs_says_where_the_time_goes(tmp_path, capsys):
+    main([*map(str, write_demo(tmp_path / "runs", windows=2)), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    times = [setup["figures"]["time"] for setup in found["setups"]]
+    assert [len(time["ranks"]) for time in times] == [2, 2, 1]
+    for time in times:
+        assert set(time) == TIME
+        for rank in (time["mean"], *time["ranks"]):
+            assert set(rank) == RANK
+            assert all(set(phase) == {"ms", "compute_ms", "exposed_comm_ms"} for phase in rank["phases"].values())
+            for kind in rank["collectives"].values():
+                assert set(kind) == {"count", "bytes", "ms", "wait_ms", "transfer_ms"}
+    assert set(times[0]["mean"]["collectives"]) == {"all_reduce", "all_to_all"}
+    assert [len(run["profiles"]) for run in found["runs"]] == [2, 2, 2]
+
+
+def test_table_of_profiled_runs_has_the_exposed_share_and_the_bytes(tmp_path, capsys, demo):
+    main([*map(str, write_demo(tmp_path / "profiled", windows=2)), "--markdown"])
+    printed = capsys.readouterr().out
+    assert "| exposed communication | 35 % (3.91 ms, waiting 0.56) | 25 % (1.98 ms, waiting 0.40) | none |" in printed
+    assert "| 977 KiB (all_reduce 293 KiB in 1, all_to_all 684 KiB in 5) | 293 KiB (all_red" in printed
+    main([*demo, "--markdown"])
+    assert "communicat" not in capsys.readouterr().out
 
 
 def test_json_of_a_run_without_evaluations(tmp_path, capsys):

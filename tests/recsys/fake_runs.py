@@ -71,6 +71,67 @@ def quality(split: str, auc: float) -> dict[str, float]:
     return {f"{split}_{name}": value for name, value in (found | {"calibration": 1.01}).items()}
 
 
+def profiled_rank(step_ms: float, **changes: Any) -> dict[str, Any]:
+    """One rank of a profiled window: all of the step is computing and one phase, but for what is changed."""
+    times = ("comm_ms", "exposed_comm_ms", "overlap_ms", "wait_ms", "exposed_wait_ms", "other_ms", "data_loading_ms")
+    rank = dict.fromkeys(times, 0.0) | {"step_ms": step_ms, "compute_ms": step_ms, "unmatched": 0}
+    rank |= {"wall_ms": step_ms, "blocked_ms": 0.0, "phases": {}, "collectives": {}}
+    return rank | {"phases": phases({"other": step_ms})} | changes
+
+
+def phases(ms: dict[str, float]) -> dict[str, dict[str, float]]:
+    return {
+        name: {"ms": value, "compute_ms": 0.5 * value, "exposed_comm_ms": 0.25 * value} for name, value in ms.items()
+    }
+
+
+def collective(count: int, size: int, wait_ms: float, transfer_ms: float) -> dict[str, float]:
+    times = {"ms": wait_ms + transfer_ms, "wait_ms": wait_ms, "transfer_ms": transfer_ms}
+    return {"count": float(count), "bytes": float(size), **times}
+
+
+def profiled_window(step: int, ranks: list[dict[str, Any]], clock_error_ms: float = 0.0) -> dict[str, Any]:
+    return {"step": step, "num_steps": 10, "clock_error_ms": clock_error_ms, "ranks": ranks}
+
+
+def plausible_window(step: int, step_ms: float, ranks: int, sharded: bool) -> dict[str, Any]:
+    """A step a fifth longer than step_ms, whose later ranks compute longer and wait less."""
+    made = [_plausible_rank(1.2 * step_ms, rank / max(1, ranks - 1), ranks, sharded) for rank in range(ranks)]
+    return profiled_window(step, made, 0.05 if ranks > 1 else 0.0)
+
+
+def _plausible_rank(step_ms: float, late: float, ranks: int, sharded: bool) -> dict[str, Any]:
+    transfer = 0.0 if ranks == 1 else 0.3 if sharded else 0.2
+    waiting = 0.1 * (1 - late) if ranks > 1 else 0.0
+    computing = 0.4 + 0.1 * late
+    parts = {
+        "compute_ms": computing,
+        "comm_ms": 1.1 * transfer + waiting,
+        "exposed_comm_ms": transfer + waiting,
+        "overlap_ms": 0.1 * transfer,
+        "wait_ms": waiting + 0.05 * transfer,  # half of the overlap
+        "exposed_wait_ms": waiting,
+        "other_ms": 1 - computing - transfer - waiting,
+    }
+    forward = {"bottom_mlp": 0.05, "embedding_lookup": 0.1, "interaction": 0.05, "top_mlp": 0.05}
+    shares = {f"forward/{name}": share for name, share in forward.items()}
+    shares |= {f"backward/{name}": 1.5 * share for name, share in forward.items()}
+    if sharded:
+        shares |= {"forward/input_distribution": 0.12, "forward/output_distribution": 0.08}
+    if ranks > 1:
+        shares |= {"gradient_all_reduce": 0.15, "optimizer": 0.02}
+    shares["other"] = 1 - sum(shares.values())
+    kinds = {"all_reduce": collective(1, 300_000, waiting * step_ms, 0.1 * step_ms)} if ranks > 1 else {}
+    if sharded:
+        kinds["all_to_all"] = collective(5, 700_000, 0.0, 0.2 * step_ms)
+    return profiled_rank(
+        step_ms,
+        **{name: share * step_ms for name, share in parts.items()},
+        phases=phases({name: share * step_ms for name, share in shares.items()}),
+        collectives=kinds,
+    )
+
+
 def write_run(
     root: Path,
     name: str,
@@ -85,17 +146,23 @@ def write_run(
     final_auc: float = 0.766,
     slowness: float = 1.0,
     optimizer_bytes: int = 0,
+    windows: int = 0,
     config: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
 ) -> Path:
-    """config, summary and environment: dotted keys laid over what is written otherwise. Returns the directory."""
+    """windows: how many are profiled. config, summary and environment: dotted keys laid over what is written
+    otherwise. Returns the directory."""
     if evaluations is None:
         evaluations = plausible_evaluations(step_ms or 10.0, final_auc, slowness, seed)
     tables = copy.deepcopy(CONFIG)
     lay(tables, {"run.name": name, "run.seed": seed, "embedding.method": method, "embedding.compression": compression})
     lay(tables, {"parallelism.world_size": ranks, "parallelism.threads_per_rank": threads} | (config or {}))
     facts = _facts(tables, optimizer_bytes) | _measured(step_ms, evaluations)
+    if step_ms:
+        facts["profiles"] = [
+            plausible_window(100 * n + 1, step_ms, ranks, method == "sharded") for n in range(1, windows + 1)
+        ]
     lay(facts, summary or {})
     surroundings = copy.deepcopy(ENVIRONMENT) | {"world_size": ranks, "threads_per_rank": threads}
     lay(surroundings, environment or {})
@@ -189,11 +256,11 @@ def _records(step_ms: float | None, evaluations: Sequence[Evaluation], seed: int
     return records
 
 
-def write_demo(root: Path) -> list[Path]:
+def write_demo(root: Path, windows: int = 0) -> list[Path]:
     """The demo's three runs: a sharded baseline, ROBE data-parallel, ROBE in one process."""
     return [
-        write_run(root, "demo_sharded", method="sharded", step_ms=9.3, final_auc=0.7661),
-        write_run(root, "demo_robe", compression=1000.0, step_ms=6.6, final_auc=0.7598, slowness=1.2),
+        write_run(root, "demo_sharded", method="sharded", step_ms=9.3, final_auc=0.7661, windows=windows),
+        write_run(root, "demo_robe", compression=1000.0, step_ms=6.6, final_auc=0.7598, slowness=1.2, windows=windows),
         write_run(
             root,
             "demo_robe_single",
@@ -203,13 +270,17 @@ def write_demo(root: Path) -> list[Path]:
             slowness=1.2,
             ranks=1,
             threads=2,
+            windows=windows,
         ),
     ]
 
 
-def write_sweep(root: Path) -> list[Path]:
+def write_sweep(root: Path, windows: int = 0) -> list[Path]:
     """Thirty runs: full tables and ten compressed setups at several sizes, some with seeds, Adagrad state, no end."""
-    runs = [write_run(root, f"full_s{s}", method="sharded", seed=s, step_ms=9.3, final_auc=0.766) for s in range(3)]
+    runs = [
+        write_run(root, f"full_s{s}", method="sharded", seed=s, step_ms=9.3, final_auc=0.766, windows=windows)
+        for s in range(3)
+    ]
     for method, loss, cost in (
         ("robe", 0.001, 0.7),
         ("hashing_trick", 0.006, 0.62),
@@ -227,6 +298,7 @@ def write_sweep(root: Path) -> list[Path]:
                     final_auc=0.766 - loss * max(0, power - 1.5),
                     slowness=1 + 0.25 * power,
                     optimizer_bytes=4 * int(FULL_PARAMETERS / 10**power) if method == "robe" else 0,
+                    windows=windows,
                 )
                 runs.append(made)
     runs.append(

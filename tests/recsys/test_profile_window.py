@@ -138,10 +138,13 @@ def test_windows_meet_no_evaluation(every, steps, intervals, expected):
     assert made == expected
 
 
-def test_a_window_that_never_fits_is_refused():
-    with pytest.raises(ValueError, match=r"profile\.steps = 10.*11 steps apart"):
-        Windows(ProfileSection(every_steps=50), [11.0, 500.0])
-    Windows(ProfileSection(every_steps=0), [1.0])
+def test_a_window_that_never_fits_is_not_made_and_said():
+    windows = Windows(ProfileSection(every_steps=50), [11.0, 500.0])
+    assert "profile.steps = 10" in str(windows.describe_obstacle())
+    assert "11 steps apart" in str(windows.describe_obstacle())
+    assert not any(windows.is_due(step, 0) for step in range(500))
+    assert Windows(ProfileSection(every_steps=50), [12.0, 500.0]).describe_obstacle() is None
+    assert Windows(ProfileSection(every_steps=0), [1.0]).describe_obstacle() is None
 
 
 def test_one_process_has_no_communication(tmp_path):

@@ -11,12 +11,13 @@ import pytest
 from recsys.comparison import compare
 from recsys.report import build_plots, describe_overview, describe_subject, describe_title, find_findings, render_report
 from recsys.result_table import (
-    COLUMNS,
+    choose_columns,
     format_bytes,
     format_count,
     format_markdown,
     format_ratio,
     format_seconds,
+    format_share,
 )
 from tests.recsys.fake_runs import write_demo, write_run, write_sweep
 
@@ -188,6 +189,40 @@ class TestPage:
         assert set(trace["y"]) == {0.5}
 
 
+class TestTime:
+    @pytest.fixture(scope="class")
+    def profiled(self, tmp_path_factory):
+        return compare(write_demo(tmp_path_factory.mktemp("profiled"), windows=2))
+
+    def test_the_section_is_there_where_a_run_was_profiled(self, profiled, page):
+        assert "time" not in page.ids
+        found = Page(render_report(profiled))
+        assert {"time", "plot-time-parts", "plot-time-phases", "plot-time-ranks"} <= found.ids
+        for piece in ("Where the time goes", "which makes them slower", "waiting 0.56, transfer 1.12 ms", "Perfetto"):
+            assert piece in found.text
+        for run in profiled.runs:
+            assert f"{run.path}/profile/step_201_rank_0.json.gz" in found.text
+
+    def test_only_profiled_setups_have_a_row(self, tmp_path):
+        runs = [
+            write_run(tmp_path, "plain", method="sharded"),
+            write_run(tmp_path, "timed", compression=10.0, windows=1),
+        ]
+        text = render_report(compare(runs))
+        section = text[text.index('id="time"') : text.index("What differs, what is shared")]
+        assert "timed" in section
+        assert "plain" not in section
+        (finding,) = find_findings(compare(runs))
+        assert "25 % of its step is exposed communication;" in finding.text
+
+    def test_sentences_hold_shares_against_the_baselines(self, profiled, demo):
+        assert "step 9.3 ms, 35 % of it exposed communication" in describe_subject(profiled)
+        robe, single = find_findings(profiled)
+        assert "25 % of its step is exposed communication, against 35 %" in robe.text
+        assert "none of its step is exposed communication, against 35 %" in single.text
+        assert "communication" not in describe_subject(demo) + find_findings(demo)[0].text
+
+
 class TestSentences:
     def two(self, tmp_path, robe, **more):
         full = write_run(tmp_path, "full", method="sharded", evaluations=[(10, 512, 0.5, 0.70), (20, 1024, 1.0, 0.76)])
@@ -257,6 +292,12 @@ class TestNumbers:
     def test_ratios(self, value, text):
         assert format_ratio(value) == text
 
+    @pytest.mark.parametrize(
+        ("value", "text"), [(0, "0 %"), (0.0042, "0.4 %"), (0.0096, "1 %"), (0.314, "31 %"), (1, "100 %")]
+    )
+    def test_shares(self, value, text):
+        assert format_share(value) == text
+
 
 class TestMarkdown:
     def test_has_every_setup_and_figure_in_rows_of_equal_length(self, sweep):
@@ -265,7 +306,7 @@ class TestMarkdown:
         for table in tables:
             assert len({line.count(" | ") for line in table.splitlines()}) == 1
             assert [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]] == [
-                c.heading for c in COLUMNS
+                c.heading for c in choose_columns(sweep)
             ]
         assert all(setup.label in format_markdown(sweep) for setup in sweep.setups)
 
