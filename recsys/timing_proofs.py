@@ -170,6 +170,21 @@ def prove_ablation(label: str, bench: Bench, steps: int) -> list[Proof]:
     ]
 
 
+def prove_overhead(label: str, bench: Bench, steps: int) -> list[Proof]:
+    """(g) Steps between windows cost what steps of a run without windows do: before the first window, after it, and
+    again, in turns. Medians of rank 0."""
+    before, after = [], []
+    for _ in range(8):
+        dist.barrier()
+        before.extend(bench.run(2 * steps))
+        bench.profile(1)
+        dist.barrier()
+        after.extend(bench.run(2 * steps))
+        bench.run(2)  # neither follows a window more closely than the other
+    found = gather(median(after) / median(before), bench.ranks)[0]
+    return [Proof(f"(g) {label}: a step between windows, over one without any", 1.0, found, "×", 0.02)]
+
+
 def measure_exchange(num_bytes: int, ranks: Ranks, steps: int) -> float:
     """Exposed communication in ms, mean over ranks, of a step that is one all-to-all of so many bytes a rank.
     Collective; the median of five windows."""

@@ -1,0 +1,60 @@
+"""The report of proofs: that a claim can fail, and the proofs that no other work on the machine can upset."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import validate_timing
+from launch.validate_timing import print_proofs
+from recsys.timing_proofs import Proof, prove_delay, prove_rate
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_a_proof_holds_within_its_tolerance():
+    assert Proof("x", 10.0, 10.9, "ms", 1.0).holds
+    assert not Proof("x", 10.0, 11.1, "ms", 1.0).holds
+    assert not Proof("x", 10.0, 8.9, "ms", 1.0).holds
+
+
+def test_what_the_network_has_to_take():
+    rate = prove_rate({1_000_000: 10.0, 5_000_000: 26.2}, rate_mbit=1000.0, world_size=2)
+    assert rate.expected == pytest.approx(16.0), "half of 4 MB leaves the rank: 16 Mbit at 1 Gbit/s"
+    assert rate.holds
+    delay = prove_delay({1000.0: 2.3, 6000.0: 12.4}, 64, trips=2)
+    assert (delay.expected, delay.measured) == (pytest.approx(10.0), pytest.approx(10.1))
+
+
+def test_the_table_says_what_does_not_hold(capsys, monkeypatch):
+    proofs = [Proof("(d) bytes", 1000, 1000, "B", 0), Proof("(a) parts", 10.0, 12.0, "ms", 0.1)]
+    print_proofs(proofs)
+    said = capsys.readouterr().out
+    assert "1,000 B" in said
+    assert "does not hold" in said
+    assert "1 of 2 hold" in said
+    monkeypatch.setattr(validate_timing, "prove", lambda steps: proofs)
+    monkeypatch.setattr(sys, "argv", ["validate_timing", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        validate_timing.main()
+    assert ended.value.code == 1
+    assert [p["holds"] for p in json.loads(capsys.readouterr().out)] == [True, False]
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_exact_claims_hold_on_this_machine(tmp_path):
+    """Bytes, and sums over two clocks: what holds however busy the machine is."""
+    script = (
+        "from launch.emulated_network import local_network\n"
+        "from launch.validate_timing import _run\n"
+        "import json; print(json.dumps(_run('machine', local_network(2), 2)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    proofs = [Proof(**found) for found in json.loads(done.stdout)]
+    exact = [proof for proof in proofs if proof.claim.startswith(("(a)", "(d)"))]
+    assert len(exact) == 11
+    assert [proof.claim for proof in exact if not proof.holds] == []
