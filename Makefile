@@ -62,7 +62,7 @@ tensorboard: $(INSTALLED)
 
 # The one place where CPU and CUDA part (the pins are in pyproject.toml). On a CPU machine "torch==...+cpu" can only be
 # the build without CUDA; where pip's index does not hold that build, and the default index does not, uv fetches it from
-# where PyTorch publishes it. Then torchrec, alone: its requirement on the CUDA package would overwrite the CPU one.
+# where PyTorch publishes it. Then what comes alone: torchrec's requirement on the CUDA package would overwrite the CPU one.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old: 3.11 or newer is needed, set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -70,7 +70,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$(DEVICE),dev]' || { test $(DEVICE) = cpu \
 	  && $(BIN)/python -m pip install --quiet uv \
 	  && $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu --editable '.[cpu,dev]'; }
-	$(BIN)/python -m pip install --quiet --no-deps --group torchrec
+	$(BIN)/python -m pip install --quiet --no-deps --group torchrec --group hta
 	rm -f $(VENV)/installed-*
 	touch $@
 

@@ -37,6 +37,7 @@ class StepMeasurement:
 
     config: RunConfig
     assembly: Assembly
+    num_tables: int
     step_ms: np.ndarray
     window: WindowTiming | None
 
@@ -56,6 +57,7 @@ class StepMeasurement:
             "bytes_per_rank": size["bytes_per_rank"],
             "global_batch_size": config.training.global_batch_size,
             "embedding_dim": config.model.embedding_dim,
+            "num_tables": self.num_tables,
             "step_ms": {**dict(zip(("p25", "median", "p75"), quartiles.tolist(), strict=True)), "n": len(self.step_ms)},
             **(_parts(self.window) if self.window else {}),
         }
@@ -98,7 +100,7 @@ def measure_steps(
     progress("profile")
     windows = [bench.profile(profile_steps) if profile_steps else None for bench in benches]
     return [
-        StepMeasurement(bench.config, bench.assembly, np.concatenate(times), window)
+        StepMeasurement(bench.config, bench.assembly, bench.num_features, np.concatenate(times), window)
         for bench, times, window in zip(benches, found, windows, strict=True)
     ]
 
