@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import ProfileSection
+from recsys import profile_window
 from recsys.parallelism import Ranks
 from recsys.profile_window import Windows, profile_steps
 from tests.ranks import run_ranks
@@ -75,8 +76,29 @@ def test_a_window_of_two_ranks(tmp_path):
     assert asleep.other_ms > SLEEP_MS / 2 > waiting.other_ms
     assert waiting.phases["gradient_all_reduce"].exposed_comm_ms > SLEEP_MS / 2
     transfer = [timing.collectives["all_reduce"].transfer_ms for timing in window.ranks]
-    assert max(transfer) < SLEEP_MS / 2, "a slow rank is not a slow network"
+    assert 0 < max(transfer) < SLEEP_MS / 2, "a slow rank is not a slow network"
+    assert SLEEP_MS / 2 < waiting.collectives["all_reduce"].wait_ms < 2 * SLEEP_MS
+    assert 0 <= asleep.collectives["all_reduce"].wait_ms < SLEEP_MS / 2
     assert len(list(tmp_path.glob("rank_*.json.gz"))) == 2
+
+
+def clock_of(rank, world_size, ahead_ms):
+    """What brings a clock that is ahead, on rank 1, to rank 0's."""
+    right = time.time_ns
+    if rank == 1:
+        profile_window.time.time_ns = lambda: right() + int(1e6 * ahead_ms)  # type: ignore[assignment]
+    try:
+        return profile_window._align_clocks(Ranks(rank, world_size, torch.device("cpu")))
+    finally:
+        time.time_ns = right
+
+
+@pytest.mark.dist
+def test_clocks_of_other_machines_are_aligned():
+    (first, _), (second, error), (third, _) = run_ranks(clock_of, 3, 70.0)
+    assert (first, third) == (0.0, pytest.approx(0.0, abs=5e3))
+    assert second == pytest.approx(-70e3, abs=5e3)
+    assert 0 < error < 5e3
 
 
 def sharded_window_on(rank, world_size, config, overrides):

@@ -116,6 +116,7 @@ def test_on_a_device_kernels_count_and_belong_to_the_phase_that_launched_them(tm
         annotation("phase:top_mlp", 0, 10),
         operator("aten::addmm", 1, 9, sequence=1),
         *launch("gemm", 5, 25, launched_at=2),
+        *launch("relu", 30, 34, launched_at=5),  # while the exchange after it is on its way
         annotation("phase:output_distribution", 10, 15),
         *launch("ncclDevKernel_SendRecv(int)", 20, 40, launched_at=12, **exchange),
         node("AddmmBackward0", 20, 30, sequence=1),
@@ -126,14 +127,14 @@ def test_on_a_device_kernels_count_and_belong_to_the_phase_that_launched_them(tm
         event("Memcpy HtoD", 90, 99, 7, "gpu_memcpy"),
     )
     trace = read_trace(path)
-    assert spans(trace.compute) == [(5, 25), (45, 60), (85, 90)]
+    assert spans(trace.compute) == [(5, 25), (30, 34), (45, 60), (85, 90)]
     assert [(c.kind, c.group, c.bytes) for c in trace.collectives] == [
         ("all_to_all", "", 80),
         ("all_reduce", "0", 4000),
     ]
     assert {name: spans(value) for name, value in trace.phases.items()} == {
-        "forward/top_mlp": [(0, 25)],
-        "forward/output_distribution": [(25, 40)],
+        "forward/top_mlp": [(0, 25), (30, 34)],
+        "forward/output_distribution": [(25, 30), (34, 40)],
         "backward/top_mlp": [(40, 60)],
         "gradient_all_reduce": [(60, 80)],
         "optimizer": [(80, 90)],
