@@ -136,6 +136,9 @@ def test_profiled_windows_change_nothing_but_the_clock(run):
     for record in profiled:
         parts = sum(record[f"time/{part}_ms"] for part in ("compute", "exposed_comm", "other"))
         assert parts == pytest.approx(record["time/profiled_step_ms"])
+    before = {r["step"]: r["time_s"] for r in records if "quality/test_auc" in r}
+    for record in profiled:  # four steps since the evaluation, of the mean length of others
+        assert record["time_s"] - before[record["step"] - 4] > 4 * 1e-3 * summary["step_ms"]["mean"] / 3
     # 40 steps, whatever the profiler cost: starting and reading a profile takes seconds, a step milliseconds.
     assert summary["train_time_s"] < 40 * 1e-3 * summary["step_ms"]["mean"] * 3 + 0.5
 
