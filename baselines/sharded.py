@@ -7,11 +7,15 @@ copies the same initial rows into the shards that the unsharded tables start fro
 Departures from TorchRec's defaults, each needed for a fair comparison:
 - row-wise shardings are offered on CPU when asked for by name (gloo emulates their reduce-scatter by an all-reduce);
 - fused optimizers are named explicitly with eps, never left to the kernel's defaults;
-- a table that the plan places data-parallel has no fused update: `recsys.optim` gives it the embedding optimizer.
+- a table that the plan places data-parallel has no fused update: `recsys.optim` gives it the embedding optimizer;
+- a table of one column, a first-order weight, is stored in four, the least that FBGEMM takes: the first has the rows
+  that the unsharded table starts from, the others start at zero and are for the model to ignore. Their memory, traffic
+  and optimizer state count as what they are.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +46,15 @@ _MIN_COLUMNS = 4
 """FBGEMM's kernels want a multiple of four columns in every shard."""
 
 
+@dataclass
+class _WidenedColumn(EmbeddingBagConfig):
+    """A table of one column, with columns beside it that FBGEMM needs and nobody reads."""
+
+    @classmethod
+    def of(cls, table: EmbeddingBagConfig) -> "_WidenedColumn":
+        return cls(**{**vars(table), "embedding_dim": _MIN_COLUMNS})
+
+
 class _Sharder(EmbeddingBagCollectionSharder):
     """TorchRec's sharder, which on CPU too offers the shardings asked for."""
 
@@ -56,6 +69,7 @@ class _Sharder(EmbeddingBagCollectionSharder):
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> EmbeddingBagCollection:
     """Tables without storage: `shard` gives every rank its part. Raises ValueError for a compression other than 1."""
     check_uncompressed("sharded", request)
+    tables = [_WidenedColumn.of(table) if table.embedding_dim == 1 else table for table in tables]
     return EmbeddingBagCollection(tables, is_weighted=request.is_weighted, device=torch.device("meta"))
 
 
@@ -91,6 +105,7 @@ def shard(
     }
     sharder = _Sharder(fused, None if sharding == "planner" else [sharding])
     world_size = dist.get_world_size()
+    widened = {table.name for table in _tables(model) if isinstance(table, _WidenedColumn)}
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=world_size,
@@ -107,7 +122,7 @@ def shard(
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # type: ignore[list-item]
     for module in sharded.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
-            _initialize(module, seed=seed, init_scale=init_scale)
+            _initialize(module, widened, seed=seed, init_scale=init_scale)
     return sharded
 
 
@@ -132,10 +147,14 @@ def _column_constraints(model: nn.Module, world_size: int) -> dict[str, Paramete
     """Column shards of embedding_dim / world_size columns; the planner's own minimum would keep small tables whole."""
     return {
         table.name: ParameterConstraints(min_partition=max(_MIN_COLUMNS, table.embedding_dim // world_size))
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for table in module.embedding_bag_configs()
+        for table in _tables(model)
     }
+
+
+def _tables(model: nn.Module) -> list[EmbeddingBagConfig]:
+    """Of a model not yet sharded."""
+    collections = (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
+    return [table for collection in collections for table in collection.embedding_bag_configs()]
 
 
 def local_parts(weight: torch.Tensor | ShardedTensor) -> list[tuple[torch.Tensor, int, int]]:
@@ -145,13 +164,17 @@ def local_parts(weight: torch.Tensor | ShardedTensor) -> list[tuple[torch.Tensor
     return [(s.tensor, s.metadata.shard_offsets[0], s.metadata.shard_offsets[1]) for s in weight.local_shards()]
 
 
-def _initialize(module: ShardedEmbeddingBagCollection, *, seed: int, init_scale: float) -> None:
+def _initialize(module: ShardedEmbeddingBagCollection, widened: Set[str], *, seed: int, init_scale: float) -> None:
+    """widened: names of the tables of which the first column alone counts."""
     state = module.state_dict()
     with torch.no_grad():
         for index, name in enumerate(module.embedding_bags):
             table = state[f"embedding_bags.{name}.weight"]
             embedding_dim = (table.metadata().size if isinstance(table, ShardedTensor) else table.shape)[1]
             for weight, row_offset, col_offset in local_parts(table):
+                if name in widened:
+                    weight.zero_()
+                    weight, embedding_dim = weight[:, :1], 1
                 fill_initial_rows(
                     weight, table=index, seed=seed, init_scale=init_scale, row_offset=row_offset,
                     col_offset=col_offset, embedding_dim=embedding_dim,

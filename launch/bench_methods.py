@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,9 +31,10 @@ from configs.schema import RunConfig
 from launch.sweep import EXIT_FAILURES, Cell, Outcome, run_cells
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.workers import LOG, Workers, default_jobs
+from recsys.assemble import plan_tables
 from recsys.compared_runs import ComparisonError, load_runs
-from recsys.data import build_dataset, count_ids
-from recsys.embeddings import METHODS, build_embedding, build_tables
+from recsys.data import build_dataset
+from recsys.embeddings import METHODS, build_embedding
 from recsys.method_page import write_method_page
 from recsys.method_rows import MethodRow, MethodTable, Trial, build_method_table, to_json
 from recsys.method_table import COLUMNS, describe_context, format_markdown
@@ -92,8 +92,7 @@ def plan_rows(methods: dict[str, tuple[str, RunConfig]], compressions: Sequence[
     """The rows of the table, none of them run yet: what each method reaches is found by building it."""
     config = next(iter(methods.values()))[1]
     dataset = build_dataset(config.data)
-    tables = build_tables(dataset.feature_names, dataset.num_embeddings, config.model.embedding_dim)
-    id_counts = cache(lambda: count_ids(dataset))
+    tables, id_counts = plan_tables(config, dataset)
 
     def plan(name: str, config: RunConfig, compression: float) -> MethodRow:
         row = MethodRow(name, compression)

@@ -40,7 +40,8 @@ def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) ->
     if ranks.is_first:
         plan = describe_placement(model, placement, facts["bytes_per_rank"]["embedding"][0])
         run_dir.write_plan(text := format_plan(plan, ranks))
-        print(text, flush=True)
+        counts = facts["parameters"]
+        print(f"{text}parameters: {counts['dense']:,} dense, {counts['embedding']:,} embedding", flush=True)
     checkpoints = Checkpoints(run_dir.checkpoints, identity(config, dataset), config.checkpoint.keep_last, ranks)
     recorder = Recorder(run_dir, enabled=ranks.is_first, tensorboard=config.logging.tensorboard)
     try:

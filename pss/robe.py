@@ -19,7 +19,8 @@ Departures: t enters the hash itself, where the authors' code adds the rows of t
 an own hash for every chunk unless `hash_family` asks for the paper's, which correlates chunks (pss.hashing); the sign g
 is drawn per block, from a second hash g(t, i, j) of the same family: one independent sign per hashed unit is what makes
 the inner products of colliding units unbiased (Weinberger et al. 2009, "Feature Hashing", section 2). With `tiers` h
-takes frequent and rare ids to different parts of M, and private rows have no h at all (pss.tiers).
+takes frequent and rare ids to different parts of M, and private rows have no h at all (pss.tiers); there too i = row
+and j = 0 where Z > d, since a block of several rows could not be in the parts of all of them.
 """
 
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class RobeEmbeddingBagCollection(KernelEmbeddingBagCollection):
         private_share: share of M for private rows of the ids seen most often, see pss.tiers.
         id_counts: how often each id occurs in training, (num_embeddings,) for every table, falling from row 1 on;
             needed for tiers and private rows.
-        flattened: blocks of the flattened table instead of chunks of a row; None = where Z > d.
+        flattened: blocks of the flattened table instead of chunks of a row; None = where Z > d, see above.
         gradient: "dense", "sparse" or "auto", see pss.shared_array.
         kernel: "auto" or "plain", PyTorch's own operators even where there are kernels.
         fused_update: whoever makes the optimizer is asked to call `fuse_update` with it.
@@ -153,16 +154,13 @@ class RobeEmbeddingBagCollection(KernelEmbeddingBagCollection):
     def is_flattened(self, embedding_dim: int) -> bool:
         """Whether tables of that dimension are read in blocks of the flattened table."""
         if self.flattened is None:
-            return self.block_size > embedding_dim and self.location_hash.name != "authors"
+            is_divided = self.private.size > 0 or len(self.tiers.bounds) > 0
+            return self.block_size > embedding_dim and self.location_hash.name != "authors" and not is_divided
         return self.flattened
 
     def _group_plan(self, group: int) -> RobeGroup:
         tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
         is_flattened = self.is_flattened(dim)
-        if is_flattened and (self.private.size or self.tiers.bounds):
-            raise ValueError(
-                f"tiers and private rows need block_size up to embedding_dim = {dim}, not {self.block_size}"
-            )
         if is_flattened:
             _check_flattened([self.embedding_bag_configs()[table] for table in tables], self.block_size)
         chunks = 1 if is_flattened else -(-dim // self.block_size)

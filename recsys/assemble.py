@@ -1,12 +1,15 @@
 """A config put together: embedding, model, placement, optimizers. What training and the measuring of steps share."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torchrec.datasets.utils import Batch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.load import resolved
@@ -16,7 +19,7 @@ from recsys.description import describe_size
 from recsys.embedding_size import count_parameters, state_tensors, stored_bytes
 from recsys.embeddings import METHODS, build_embedding, build_tables
 from recsys.fit import start_from_trained
-from recsys.models import build_model
+from recsys.models import MODELS, build_model
 from recsys.optim import build_optimizers
 from recsys.parallelism import Ranks, apply_parallelism, unwrapped
 from recsys.registry import CHOICES
@@ -31,11 +34,21 @@ class Assembly(NamedTuple):
     size: dict[str, Any]
 
 
+def plan_tables(
+    config: RunConfig, dataset: Dataset
+) -> tuple[list[EmbeddingBagConfig], Callable[[], Sequence[np.ndarray]]]:
+    """The tables that the config's model looks up, and how often each of their ids occurs in training, counted once and
+    only when asked for. First-order tables have the ids of the others, in the same order after them."""
+    first_order = MODELS[config.model.architecture].FIRST_ORDER
+    names, sizes = dataset.feature_names, dataset.num_embeddings
+    tables = build_tables(names, sizes, config.model.embedding_dim, first_order=first_order)
+    return tables, cache(lambda: count_ids(dataset) * (len(tables) // len(names)))
+
+
 def assemble(config: RunConfig, dataset: Dataset, ranks: Ranks) -> Assembly:
     """The model of the config on the ranks of the process group, and its optimizers. Collective."""
     method, seed, device = METHODS[config.embedding.method], config.run.seed, ranks.device
-    tables = build_tables(dataset.feature_names, dataset.num_embeddings, config.model.embedding_dim)
-    id_counts = cache(lambda: count_ids(dataset))
+    tables, id_counts = plan_tables(config, dataset)
     embedding = build_embedding(config.embedding, tables, seed=seed, device=device, id_counts=id_counts)
     model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
     parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)

@@ -8,12 +8,17 @@ from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
 from configs.schema import ModelSection, Section
-from recsys import dlrm
+from recsys import autoint, dcn, deepfm, dlrm, fibinet, xdeepfm
 
 
 class Architecture(Protocol):
     @property
     def Options(self) -> type[Section]: ...
+
+    @property
+    def FIRST_ORDER(self) -> bool:
+        """Whether the model has a first-order table for every sparse feature, see `recsys.sparse_features`."""
+        ...
 
     @property
     def PHASES(self) -> Mapping[str, str]:
@@ -33,7 +38,14 @@ class Architecture(Protocol):
         ...
 
 
-MODELS: dict[str, Architecture] = {"dlrm": dlrm}
+MODELS: dict[str, Architecture] = {
+    "autoint": autoint,
+    "dcn": dcn,
+    "deepfm": deepfm,
+    "dlrm": dlrm,
+    "fibinet": fibinet,
+    "xdeepfm": xdeepfm,
+}
 
 
 def build_model(
