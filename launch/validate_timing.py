@@ -31,7 +31,7 @@ from recsys.run_dir import write_atomically
 from recsys.step_bench import Bench
 from recsys.timing_proofs import (
     Proof,
-    measure_exchange,
+    measure_transfer,
     prove_ablation,
     prove_blocked,
     prove_bytes,
@@ -48,9 +48,9 @@ RATE_MBIT, DELAYS_US = 1000.0, (1000.0, 6000.0)
 SLOW_MBIT, SLOW_DELAY_US = 100.0, 500.0
 """A network on which a step of ROBE mostly communicates."""
 SMALL, MEDIUM, LARGE = 64, 4_000_000, 16_000_000
-"""Bytes of an all-to-all: all delay, and two that differ by what the rate makes of them."""
+"""Bytes sent: all delay, and two that differ by what the rate makes of them."""
 TRIPS = 2
-"""Over the network, that gloo's all-to-all takes: the receiver says it is ready, then data comes."""
+"""Over the network: gloo's receiver says it is ready, then data comes."""
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 300
 _OVERRIDES = ("data.synthetic.train_rows=20000", "data.synthetic.scale=0.02", "parallelism.timeout_s=120")
@@ -92,14 +92,14 @@ def prove(steps: int) -> list[Proof]:
     if obstacle := describe_obstacle():
         say(f"left out: {obstacle}")
         return proofs
-    exchanges = {}
+    transfers = {}
     for delay_us in DELAYS_US:
         say(f"two ranks over an emulated network, {RATE_MBIT:g} Mbit/s and {delay_us:g} µs")
         with emulated_network(2, rate_mbit=RATE_MBIT, delay_us=delay_us) as network:
-            exchanges[delay_us] = {int(n): ms for n, ms in _run("exchange", network, steps).items()}
-    at_rate = exchanges[min(DELAYS_US)]  # beyond, TCP's window is the limit for a while
-    proofs.append(prove_rate({n: at_rate[n] for n in (MEDIUM, LARGE)}, RATE_MBIT, world_size=2))
-    proofs.append(prove_delay({delay: found[SMALL] for delay, found in exchanges.items()}, SMALL, TRIPS))
+            transfers[delay_us] = {int(n): ms for n, ms in _run("transfer", network, steps).items()}
+    at_rate = transfers[min(DELAYS_US)]  # beyond, TCP's window is the limit for a while
+    proofs.append(prove_rate({n: at_rate[n] for n in (MEDIUM, LARGE)}, RATE_MBIT))
+    proofs.append(prove_delay({delay: found[SMALL] for delay, found in transfers.items()}, SMALL, TRIPS))
     say(f"two ranks over an emulated network, {SLOW_MBIT:g} Mbit/s and {SLOW_DELAY_US:g} µs")
     with emulated_network(2, rate_mbit=SLOW_MBIT, delay_us=SLOW_DELAY_US) as network:
         return proofs + _proofs(_run("slow", network, steps))
@@ -161,11 +161,11 @@ def _prove_on_slow_network(ranks: Ranks, steps: int) -> list[dict[str, Any]]:
     return [asdict(proof) for proof in proofs]
 
 
-def _exchange(ranks: Ranks, steps: int) -> dict[int, float]:
-    return {num_bytes: measure_exchange(num_bytes, ranks, steps) for num_bytes in (SMALL, MEDIUM, LARGE)}
+def _transfer(ranks: Ranks, steps: int) -> dict[int, float]:
+    return {num_bytes: measure_transfer(num_bytes, ranks, steps) for num_bytes in (SMALL, MEDIUM, LARGE)}
 
 
-SCENARIOS = {"machine": _prove_on_machine, "slow": _prove_on_slow_network, "exchange": _exchange}
+SCENARIOS = {"machine": _prove_on_machine, "slow": _prove_on_slow_network, "transfer": _transfer}
 
 
 def print_proofs(proofs: Sequence[Proof]) -> None:
