@@ -1,0 +1,164 @@
+"""The command of the experiments: what it makes, tunes and refuses, and that it goes on where it stopped."""
+
+import json
+import signal
+
+import pytest
+
+from launch import experiment_runs
+from launch.experiment_runs import make_plan, make_runs
+from launch.experiments import main, parse_arguments
+from launch.sweep import Outcome
+from recsys.experiment_records import read_results
+from recsys.run_dir import RunDir
+from tests.recsys.fake_runs import write_run
+from tests.recsys.test_experiment_plan import TOY, write_toy
+
+SMALL = [
+    "data.synthetic.scale=0.001",
+    "data.synthetic.train_rows=4000",
+    "data.synthetic.validation_rows=500",
+    "data.synthetic.test_rows=1000",
+    "training.global_batch_size=200",
+    "training.epochs=1",
+    "evaluation.every_epochs=0.5",
+    "profile.every_steps=0",
+    "logging.tensorboard=false",
+    "logging.every_steps=5",
+]
+
+
+@pytest.fixture(autouse=True)
+def _toy(tmp_path, monkeypatch):
+    """One experiment, `toy`, in a directory of its own; and the signal handler as it was."""
+    monkeypatch.chdir(tmp_path)
+    path = write_toy(tmp_path, "rates = [1.0]", "rates = [1.0, 3.0, 10.0]")
+    monkeypatch.setattr(experiment_runs, "find_experiments", lambda: {"toy": path})
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def run(*arguments):
+    """Exit status of the command."""
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    return left.value.code
+
+
+class FakeRuns:
+    """Stands for `run_cells`: log loss is lowest at the best rate; named cells fail."""
+
+    def __init__(self, root, best, failing=()):
+        self.root, self.best, self.failing, self.asked = root, best, failing, []
+
+    def __call__(self, cells, workers, title):
+        self.asked.append((title, [cell.name for cell in cells]))
+        return [self.make(cell) for cell in cells]
+
+    def make(self, cell):
+        values = dict(override.split("=", 1) for override in cell.overrides)
+        rate, seed = float(values["optimizer.embedding_learning_rate"]), int(values["run.seed"])
+        if any(part in cell.name for part in self.failing):
+            return Outcome(cell, RunDir(self.root / cell.name), "FloatingPointError: nan at step 9, batch 9", 2.0)
+        auc = 0.78 - 0.001 * abs(rate - self.best[values["embedding.compression"]]) + 0.0001 * seed
+        path = write_run(self.root, cell.name, seed=seed, ranks=1, evaluations=[(5.0, 400_000, 1.0, auc)])
+        return Outcome(cell, RunDir(path), None, 9.0)
+
+
+def make_faked(monkeypatch, tmp_path, best, failing=()):
+    runs = FakeRuns(tmp_path / "faked", best, failing)
+    (tmp_path / "faked").mkdir()
+    monkeypatch.setattr(experiment_runs, "run_cells", runs)
+    return runs, make_runs(make_plan(parse_arguments(["toy", *SMALL])), workers=None)
+
+
+def test_each_compression_is_tuned_on_the_first_seed(monkeypatch, tmp_path):
+    runs, made = make_faked(monkeypatch, tmp_path, {"1.0": 3, "10.0": 1, "100.0": 10})
+    (tuning, tuned), (others, later) = runs.asked
+    assert (tuning, len(tuned), others) == ("learning rates", 9, "other seeds")
+    assert tuned[:3] == ["dlrm_full_1x_lr1_s0", "dlrm_full_1x_lr3_s0", "dlrm_full_1x_lr10_s0"]
+    assert later == [
+        *(f"dlrm_full_1x_lr3_s{s}" for s in (1, 2)),
+        *(f"dlrm_robe_10x_lr1_s{s}" for s in (1, 2)),
+        *(f"dlrm_robe_100x_lr10_s{s}" for s in (1, 2)),
+    ]
+    assert [(m.learning_rate, m.seed) for m in made if m.is_result][:3] == [(3.0, 0), (3.0, 1), (3.0, 2)]
+    assert [m.group.name for m in made] == sorted(
+        (m.group.name for m in made), key=lambda n: (n[5:] != "full_1x", len(n))
+    )
+    assert sum(m.is_trial for m in made) == 9
+
+
+def test_a_rate_that_fails_is_not_chosen_and_a_group_of_failures_makes_no_others(monkeypatch, tmp_path):
+    runs, made = make_faked(monkeypatch, tmp_path, {"1.0": 3, "10.0": 3, "100.0": 3}, ["10x_lr3", "100x"])
+    assert [name for name in runs.asked[1][1] if "10x" in name] == ["dlrm_robe_10x_lr1_s1", "dlrm_robe_10x_lr1_s2"]
+    assert not [name for name in runs.asked[1][1] if "100x" in name]
+    failed = [m for m in made if m.error]
+    assert len(failed) == 4
+    assert "FloatingPointError: nan at step 9, batch 9 (log: " in failed[0].error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "experiment: one of toy is needed, given: none"),
+        (["tabel4"], "one of toy is needed, given: tabel4"),
+        (["toy", "training.epoch=1"], "unknown key (did you mean epochs?)"),
+        (["toy", "--seeds", "1", "1"], "--seeds 1 1: a seed is given twice"),
+        (["toy", "--scale", "2"], "cannot be scaled"),
+        (["toy", "--epsilon", "0"], "--epsilon 0: must be above 0"),
+        (["toy", "--target", "80"], "--target 80: an AUC between 0.5 and 1"),
+        (["toy", "--target", "0.95", *SMALL], "--target 0.95: the best possible AUC on the test rows is 0.7998"),
+        (["toy", "--data", "nowhere"], "--data nowhere: no such file"),
+        (["toy", "--jobs", "0", *SMALL], "jobs = 0"),
+        (["--show", "nowhere.parquet"], "nowhere.parquet"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(arguments, said, capsys, tmp_path):
+    assert run(*arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_tells_bytes_and_what_does_not_fit(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment_runs, "available_bytes", lambda _: 850 * 2**20)
+    assert main(["toy", "--dry-run", *SMALL, "data.synthetic.scale=0.1"]) is None
+    said = capsys.readouterr().out
+    assert "1006 MiB" in said
+    assert "are available" in said
+    assert "10 runs, 1 at a time" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_when_nothing_fits_the_bytes_are_told(capsys, monkeypatch):
+    monkeypatch.setattr(experiment_runs, "available_bytes", lambda _: 2**20)
+    assert run("toy", *SMALL) == 2
+    assert "nothing can be run:\n  dlrm_full_1x: needs 8" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_experiment_from_runs_to_tables(tmp_path, capsys):
+    """A grid whose second rate diverges; then the same again, which makes nothing; then the tables from the file."""
+    toy = TOY.replace("rates = [1.0]", "rates = [1.0, 1e30]").replace("[10, 100]", "[10]")
+    (tmp_path / "toy.toml").write_text(toy)
+    arguments = ["toy", "--seeds", "0", "1", "--jobs", "1", "--output", "out", *SMALL]
+    assert run(*arguments) == 1
+    shown = capsys.readouterr()
+    assert "dlrm_full_1x_lr1e30_s0: " in shown.out
+    assert "FloatingPointError" in shown.out
+    results = read_results(tmp_path / "out" / "results.parquet")
+    finished = {row["run"] for row in results.rows if not row["problem"]}
+    assert finished == {f"dlrm_{group}_lr1_s{s}" for group in ("full_1x", "robe_10x") for s in (0, 1)}
+    assert all(row["difference"] is not None for row in results.rows if row["method"] == "robe")
+    assert all(row["step_ms_alone"] > 0 for row in results.rows)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").glob("*_lr1_*/summary.json")}
+    for name in ("index.html", "tables.md", "tables.tex"):
+        (tmp_path / "out" / name).unlink()
+    assert run(*arguments, "--json") == 1
+    numbers = json.loads(capsys.readouterr().out)
+    assert [group["runs"] for group in numbers["groups"]] == [2, 2]
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert run("--show", str(tmp_path / "out" / "results.parquet"), "--latex") == 1
+    assert r"\begin{tabular}{lrr}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "index.html").exists()
