@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_advice(tmp_path):
     assert done.returncode != 0
     message = RunDir(tmp_path / "demo_robe").read_summary()["error"]["message"]
     assert "training loss is nan" in message
-    assert "up to step 10" in message
+    assert "at step 8, batch 8 of epoch 1" in message
     assert "learning_rate" in message
 
 

@@ -1,17 +1,13 @@
-"""The report of proofs: that a claim can fail, and the proofs that no other work on the machine can upset."""
+"""The report of proofs: a claim can fail. What needs no quiet machine is proven in test_profile_window.py as well."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from launch import validate_timing
 from launch.validate_timing import print_proofs
 from recsys.timing_proofs import Proof, prove_delay, prove_rate
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_proof_holds_within_its_tolerance():
@@ -41,20 +37,3 @@ def test_the_table_says_what_does_not_hold(capsys, monkeypatch):
         validate_timing.main()
     assert ended.value.code == 1
     assert [p["holds"] for p in json.loads(capsys.readouterr().out)] == [True, False]
-
-
-@pytest.mark.dist
-@pytest.mark.slow
-def test_exact_claims_hold_on_this_machine(tmp_path):
-    """Bytes, and sums over two clocks: what holds however busy the machine is."""
-    script = (
-        "from launch.emulated_network import local_network\n"
-        "from launch.validate_timing import _run\n"
-        "import json; print(json.dumps(_run('machine', local_network(2), 2)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-2000:]
-    proofs = [Proof(**found) for found in json.loads(done.stdout)]
-    exact = [proof for proof in proofs if proof.claim.startswith(("(a)", "(d)"))]
-    assert len(exact) == 11
-    assert [proof.claim for proof in exact if not proof.holds] == []
