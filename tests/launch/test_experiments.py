@@ -1,6 +1,7 @@
 """The command of the experiments: what it makes, tunes and refuses, and that it goes on where it stopped."""
 
 import json
+import os
 import signal
 
 import pytest
@@ -138,6 +139,7 @@ def test_when_nothing_fits_the_bytes_are_told(capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("PSS_BENCH_LONG" not in os.environ, reason="half a minute or more: set PSS_BENCH_LONG=1")
 def test_an_experiment_from_runs_to_tables(tmp_path, capsys):
     """A grid whose second rate diverges; then the same again, which makes nothing; then the tables from the file."""
     toy = TOY.replace("rates = [1.0]", "rates = [1.0, 1e30]").replace("[10, 100]", "[10]")

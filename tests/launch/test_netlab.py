@@ -220,6 +220,7 @@ def test_an_interrupted_sweep_keeps_what_it_has_and_leaves_nothing(ended_by, tmp
 @needs_network
 @pytest.mark.dist
 @pytest.mark.slow
+@pytest.mark.skipif("PSS_BENCH_LONG" not in os.environ, reason="half a minute or more: set PSS_BENCH_LONG=1")
 def test_real_steps_go_over_the_emulated_links(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     task = build_tasks(sweep(*TINY, f"data.cache_dir={tmp_path}/cache"))[1]
