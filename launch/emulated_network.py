@@ -12,7 +12,6 @@ Linux and root. What is measured over such a network is emulated, and is to be c
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -21,13 +20,12 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.network_hosts import NAMESPACES, Host, Speed, measure_speed
-from pss.kernels.build import cache_directory
+from pss.kernels.build import build_once
 
 SOURCE = Path(__file__).with_name("relay.c")
 QUEUE_BYTES = 16 << 20
@@ -196,17 +194,6 @@ def _compiler() -> str:
 
 
 def _build_relay() -> Path:
-    """The program, compiled where it is not in the cache. One process compiles, others wait for it."""
-    source = SOURCE.read_bytes()
-    program = cache_directory() / f"relay_{platform.machine()}_{hashlib.sha256(source).hexdigest()[:16]}"
-    if program.exists():
-        return program
-    program.parent.mkdir(parents=True, exist_ok=True)
-    with (program.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            with tempfile.TemporaryDirectory(dir=program.parent) as directory:
-                built = Path(directory) / program.name
-                _run(_compiler(), "-O2", str(SOURCE), "-o", str(built))
-                os.replace(built, program)
-    return program
+    """The program, compiled where it is not in the cache."""
+    name = f"relay_{platform.machine()}_{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}"
+    return build_once(name, lambda built: _run(_compiler(), "-O2", str(SOURCE), "-o", str(built)))

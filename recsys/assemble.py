@@ -14,7 +14,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.load import resolved
 from configs.schema import RunConfig
-from recsys.data import Dataset, count_ids
+from recsys.data import Dataset, TrainingBatches, count_ids
 from recsys.description import describe_size
 from recsys.embedding_size import count_parameters, state_tensors, stored_bytes
 from recsys.embeddings import METHODS, build_embedding, build_tables
@@ -84,6 +84,19 @@ def assemble(config: RunConfig, dataset: Dataset, ranks: Ranks) -> Assembly:
         ranks=ranks,
     )
     return Assembly(model, optimizer, method.placement, size)
+
+
+def build_batches(config: RunConfig, dataset: Dataset, ranks: Ranks) -> TrainingBatches:
+    """The training batches of the config, this rank's share of each."""
+    return TrainingBatches(
+        dataset,
+        global_batch_size=config.training.global_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle_window_rows=config.data.shuffle_window_rows,
+        seed=config.run.seed,
+        device=ranks.device,
+    )
 
 
 class TrainStep:

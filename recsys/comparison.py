@@ -71,11 +71,6 @@ class TimeFigures:
     ranks: tuple[RankTiming, ...]
 
 
-def exposed_transfer_ms(timing: RankTiming) -> float:
-    """The exposed communication in which a rank does not wait for others."""
-    return timing.exposed_comm_ms - timing.exposed_wait_ms
-
-
 @dataclass(frozen=True)
 class Figures:
     """What a setup measured: means over its runs. None = not measured. Bytes and memory are the largest rank's."""

@@ -36,11 +36,6 @@ def subtract(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _where(a, b, lambda in_a, in_b: in_a & ~in_b)
 
 
-def clip(spans: np.ndarray, start: float, end: float) -> np.ndarray:
-    """The part of a union within [start, end)."""
-    return union(np.clip(spans, start, end))
-
-
 def _where(a: np.ndarray, b: np.ndarray, wanted) -> np.ndarray:
     """Between two neighbouring ends of either union, a point is in both, one or none of them throughout."""
     edges = np.unique(np.concatenate([a.ravel(), b.ravel()]))

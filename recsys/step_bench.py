@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torchrec.datasets.utils import Batch
 
 from configs.schema import RunConfig
-from recsys.assemble import Assembly, TrainStep, assemble
+from recsys.assemble import Assembly, TrainStep, assemble, build_batches
 from recsys.clocks import StepTimer
-from recsys.data import Dataset, TrainingBatches, build_dataset
+from recsys.data import Dataset, build_dataset
 from recsys.models import MODELS
 from recsys.parallelism import Ranks
 from recsys.profile_window import profile_steps
@@ -158,13 +158,5 @@ def _build(configs: Sequence[RunConfig], ranks: Ranks, mode: Mode, progress: Cal
 
 
 def _cycle_of_batches(config: RunConfig, dataset: Dataset, ranks: Ranks) -> Iterator[Batch]:
-    batches = TrainingBatches(
-        dataset,
-        global_batch_size=config.training.global_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        shuffle_window_rows=config.data.shuffle_window_rows,
-        seed=config.run.seed,
-        device=ranks.device,
-    )
+    batches = build_batches(config, dataset, ranks)
     return itertools.cycle(list(itertools.islice(batches.from_step(0), min(_BATCHES, batches.steps_per_epoch))))

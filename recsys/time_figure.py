@@ -1,48 +1,47 @@
 """Where the steps of a profiled window went, as a picture: bars of the parts, a bar a rank, and of the phases."""
 
-from matplotlib.figure import Figure
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from recsys.timing import WindowTiming
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COMPUTING, _EXPOSED, _WAITING, _OTHER = "#0072b2", "#d55e00", "#e69f00", "#b0b4b9"
 PARTS = (
-    ("computing", "compute_ms", "#0072b2"),
-    ("exposed transfer", "exposed_transfer_ms", "#d55e00"),
-    ("exposed waiting", "exposed_wait_ms", "#e69f00"),
-    ("other", "other_ms", "#b0b4b9"),
+    ("computing", "compute_ms", _COMPUTING),
+    ("exposed transfer", "exposed_transfer_ms", _EXPOSED),
+    ("exposed waiting", "exposed_wait_ms", _WAITING),
+    ("other", "other_ms", _OTHER),
 )
-"""Name, field, colour; they sum to the step. Transfer is exposed communication less waiting."""
+"""Name, field of `RankTiming`, colour; they sum to the step."""
 
 
-def draw_window(window: WindowTiming) -> Figure:
+def draw_window(window: WindowTiming) -> "Figure":
     """Bars of ms a step."""
-    figure = Figure(figsize=(9, 1.8 + 0.35 * len(window.ranks) + 0.2 * len(window.phases())), layout="constrained")
-    by_rank, by_phase = figure.subplots(2, 1, height_ratios=[len(window.ranks) + 1.5, 0.6 * len(window.phases()) + 1])
-    names = [f"rank {rank}" for rank in range(len(window.ranks))]
-    left = [0.0] * len(names)
-    for name, field, colour in PARTS:
-        widths = [_part(rank, field) for rank in window.ranks]
-        by_rank.barh(names, widths, left=left, color=colour, label=name)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    by_rank.invert_yaxis()
+    from matplotlib.figure import Figure  # takes half a second, which runs without windows need not spend
+
+    phases, computing, exposed = (window.phases(field) for field in ("ms", "compute_ms", "exposed_comm_ms"))
+    figure = Figure(figsize=(9, 1.8 + 0.35 * len(window.ranks) + 0.2 * len(phases)), layout="constrained")
+    by_rank, by_phase = figure.subplots(2, 1, height_ratios=[len(window.ranks) + 1.5, 0.6 * len(phases) + 1])
+    ranks = [f"rank {rank}" for rank in range(len(window.ranks))]
+    _stack(by_rank, ranks, ((name, [getattr(r, field) for r in window.ranks], c) for name, field, c in PARTS))
     by_rank.set_xlabel("ms a step")
     by_rank.legend(ncols=len(PARTS), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    phases, exposed = window.phases(), window.phases("exposed_comm_ms")
-    computing = window.phases("compute_ms")
-    rest = {name: ms - exposed[name] - computing[name] for name, ms in phases.items()}
-    order = list(phases)
-    start = [0.0] * len(order)
-    for values, colour in ((computing, "#0072b2"), (exposed, "#d55e00"), (rest, "#b0b4b9")):
-        widths = [values[name] for name in order]
-        by_phase.barh(order, widths, left=start, color=colour)
-        start = [before + width for before, width in zip(start, widths, strict=True)]
-    by_phase.invert_yaxis()
+    rest = [ms - exposed[name] - computing[name] for name, ms in phases.items()]
+    parts = ((computing.values(), _COMPUTING), (exposed.values(), _EXPOSED), (rest, _OTHER))
+    _stack(by_phase, list(phases), (("", list(widths), colour) for widths, colour in parts))
     by_phase.set_xlabel("ms a step, mean over ranks: computing, exposed communication, other")
-    for axes in (by_rank, by_phase):
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _part(rank: object, field: str) -> float:
-    if field == "exposed_transfer_ms":
-        return _part(rank, "exposed_comm_ms") - _part(rank, "exposed_wait_ms")
-    return getattr(rank, field)
+def _stack(axes: "Axes", names: Sequence[str], parts: Iterable[tuple[str, Sequence[float], str]]) -> None:
+    """One bar a name, from the top. parts: label, width of every bar, colour."""
+    left = [0.0] * len(names)
+    for label, widths, colour in parts:
+        axes.barh(names, widths, left=left, color=colour, label=label)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)

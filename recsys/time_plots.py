@@ -7,7 +7,7 @@ figures; what runs backward is hatched in the colour of its forward phase. Setup
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from recsys.comparison import Comparison, Setup, TimeFigures, exposed_transfer_ms
+from recsys.comparison import Comparison, Setup, TimeFigures
 from recsys.phases import FORWARD, GRADIENT_ALL_REDUCE, OPTIMIZER, OTHER
 from recsys.plots import Figure, Plot, axis, escape, figure, label_rows, rounded
 from recsys.result_table import MISSING, Cell, Column, format_bytes, format_ratio, format_share, three_digits
@@ -52,7 +52,7 @@ class _Segment:
 
 _PARTS = (
     _Segment("computing", "#0072b2", lambda t: t.compute_ms),
-    _Segment("exposed transfer", "#d55e00", exposed_transfer_ms),
+    _Segment("exposed transfer", "#d55e00", lambda t: t.exposed_transfer_ms),
     _Segment("exposed waiting", "#f4b183", lambda t: t.exposed_wait_ms),
     _Segment("other", _OTHER_COLOUR, lambda t: t.other_ms),
 )

@@ -82,6 +82,11 @@ class RankTiming:
     phases: Mapping[str, PhaseTiming]
     collectives: Mapping[str, CollectiveTiming]
 
+    @property
+    def exposed_transfer_ms(self) -> float:
+        """The exposed communication in which the rank does not wait for others."""
+        return self.exposed_comm_ms - self.exposed_wait_ms
+
 
 @dataclass(frozen=True)
 class WindowTiming:
@@ -182,7 +187,7 @@ def time_rank(
         return 1e-3 * length(spans) / num_steps
 
     compute = intersect(trace.compute, steps)
-    comm = intersect(union([(c.start, c.end) for _, c in collectives_by_step(trace)]), steps)
+    comm = intersect(union([(j.collective.start, j.collective.end) for j in joined]), steps)
     transfer = union([(max(j.collective.start, j.all_started), j.collective.end) for j in joined])
     waits = subtract(comm, transfer)
     exposed = subtract(comm, compute)

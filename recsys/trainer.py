@@ -19,10 +19,10 @@ from torchrec.datasets.utils import Batch
 from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.schema import RunConfig
-from recsys.assemble import TrainStep
+from recsys.assemble import TrainStep, build_batches
 from recsys.checkpoint import BEST, Checkpoints
 from recsys.clocks import StepTimer, StepTimes, Stopwatch
-from recsys.data import Dataset, TrainingBatches
+from recsys.data import Dataset
 from recsys.evaluate import collect_scores, measure
 from recsys.metrics import (
     DATA_MS,
@@ -68,15 +68,7 @@ class Trainer:
         """facts: what is known of the run before training, the constant part of its summary."""
         self.config, self.dataset, self.model, self.optimizer = config, dataset, model, optimizer
         self.checkpoints, self.recorder, self.ranks, self.facts = checkpoints, recorder, ranks, facts
-        self.batches = TrainingBatches(
-            dataset,
-            global_batch_size=config.training.global_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            shuffle_window_rows=config.data.shuffle_window_rows,
-            seed=config.run.seed,
-            device=ranks.device,
-        )
+        self.batches = build_batches(config, dataset, ranks)
         per_epoch = self.batches.steps_per_epoch
         self.total_steps = max(1, math.floor(config.training.epochs * per_epoch + 1e-9))
         if config.training.max_steps is not None:

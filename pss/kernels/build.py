@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -59,24 +60,34 @@ def cache_directory() -> Path:
     return Path(os.environ.get("PSS_BENCH_CACHE") or Path(home) / "pss-bench")
 
 
-def _build() -> Path:
-    """The path of the library. One process builds, others on the machine wait for it; a lock ends with its owner."""
-    library = cache_directory() / f"robe_bags_{_fingerprint()}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with (library.parent / "lock").open("w") as lock:
+def build_once(name: str, build: Callable[[Path], None]) -> Path:
+    """The path of that file in the cache, made by `build(path)` where it is not there: whole or not at all. One process
+    builds, others on the machine wait for it; a lock ends with its owner."""
+    path = cache_directory() / name
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if library.exists():
-            return library
-        started = time.perf_counter()
-        print("building the C++ kernels, once for this machine ...", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-            built = Path(directory) / library.name
-            _compile(built)
-            os.replace(built, library)
-        print(f"built the C++ kernels in {time.perf_counter() - started:.0f} s: {library}", file=sys.stderr, flush=True)
-    return library
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+                built = Path(directory) / name
+                build(built)
+                os.replace(built, path)
+    return path
+
+
+def _build() -> Path:
+    """The path of the library."""
+    return build_once(f"robe_bags_{_fingerprint()}.so", _compile_aloud)
+
+
+def _compile_aloud(library: Path) -> None:
+    started = time.perf_counter()
+    print("building the C++ kernels, once for this machine ...", file=sys.stderr, flush=True)
+    _compile(library)
+    seconds, kept = time.perf_counter() - started, cache_directory() / library.name
+    print(f"built the C++ kernels in {seconds:.0f} s: {kept}", file=sys.stderr, flush=True)
 
 
 def _compile(library: Path) -> None:
