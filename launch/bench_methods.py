@@ -28,9 +28,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.load import ConfigError, load_config
 from configs.request import CompressionRefused
 from configs.schema import RunConfig
-from launch.sweep import EXIT_FAILURES, Cell, Outcome, run_cells
+from launch.cells import Cell, Runs, find_log
+from launch.local_runs import LocalRuns, count_jobs
+from launch.sweep import EXIT_FAILURES, Outcome, run_cells
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.workers import LOG, Workers, default_jobs
+from launch.tuning import RATE, choose_rate, find_next_rate, read_trial
 from recsys.assemble import plan_tables
 from recsys.compared_runs import ComparisonError, load_runs
 from recsys.data import build_dataset
@@ -42,7 +44,6 @@ from recsys.registry import CHOICES
 from recsys.run_dir import write_atomically
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-RATE = "optimizer.embedding_learning_rate"
 _STD_ROWS = 4096
 _PIPE_WIDTH = 400
 
@@ -131,26 +132,11 @@ def default_rates(rate: float) -> list[float]:
     return [float(f"{rate * 10**power:.1g}") for power in (-0.5, 0, 0.5)]
 
 
-def choose_rate(trials: Sequence[Trial]) -> float | None:
-    """The learning rate of the lowest log loss; None where every trial failed."""
-    found = [(trial.log_loss, trial.learning_rate) for trial in trials if trial.log_loss is not None]
-    return min(found)[1] if found else None
-
-
-def find_next_rate(trials: Sequence[Trial]) -> float | None:
-    """One step of the grid beyond its end, where the best rate lies there; below it where every trial failed."""
-    rates, best = sorted(trial.learning_rate for trial in trials), choose_rate(trials)
-    if len(rates) < 2 or best not in (None, rates[0], rates[-1]):
-        return None
-    end, inner = (rates[-1], rates[-2]) if best == rates[-1] else (rates[0], rates[1])
-    return float(f"{end * end / inner:.1g}")
-
-
 class Bench:
     """Runs rows: tunes the learning rate of each, then makes its other seeds. overrides: laid over every config."""
 
-    def __init__(self, paths: dict[str, str], overrides: Sequence[str], seeds: Sequence[int], workers: Workers) -> None:
-        self.paths, self.overrides, self.seeds, self.workers = paths, overrides, seeds, workers
+    def __init__(self, paths: dict[str, str], overrides: Sequence[str], seeds: Sequence[int], runs: Runs) -> None:
+        self.paths, self.overrides, self.seeds, self.runs = paths, overrides, seeds, runs
         self.outcomes: dict[Key, Outcome] = {}
 
     def run(self, rows: Sequence[MethodRow], rates: Sequence[float]) -> list[MethodRow]:
@@ -169,7 +155,7 @@ class Bench:
 
     def _make(self, title: str, keys: Sequence[Key]) -> None:
         if keys:
-            outcomes = run_cells([self._cell(*key) for key in keys], self.workers, title)
+            outcomes = run_cells([self._cell(*key) for key in keys], self.runs, title)
             self.outcomes |= dict(zip(keys, outcomes, strict=True))
 
     def _cell(self, row: MethodRow, rate: float, seed: int) -> Cell:
@@ -181,7 +167,7 @@ class Bench:
         tried = {
             rate: outcome for (of, rate, seed), outcome in self.outcomes.items() if of is row and seed == self.seeds[0]
         }
-        return [_read_trial(rate, outcome) for rate, outcome in sorted(tried.items())]
+        return [read_trial(rate, outcome) for rate, outcome in sorted(tried.items())]
 
     def _read(self, row: MethodRow, rate: float | None, trials: Sequence[Trial], is_tuned: bool) -> MethodRow:
         read = replace(row, trials=tuple(trials)) if is_tuned else row
@@ -189,16 +175,8 @@ class Bench:
             return replace(read, errors=tuple(f"{t.learning_rate:g}: {t.error}" for t in trials))
         outcomes = [self.outcomes[row, rate, seed] for seed in self.seeds]
         runs = load_runs([outcome.run_dir.path for outcome in outcomes if not outcome.error])
-        errors = [f"{o.cell.name}: {o.error} (log: {o.run_dir.path / LOG})" for o in outcomes if o.error]
+        errors = [f"{o.cell.name}: {o.error} (log: {find_log(o.run_dir)})" for o in outcomes if o.error]
         return replace(read, runs=tuple(runs), errors=tuple(errors))
-
-
-def _read_trial(rate: float, outcome: Outcome) -> Trial:
-    if outcome.error:
-        return Trial(rate, None, outcome.seconds or 0.0, outcome.error)
-    summary = outcome.run_dir.read_summary()
-    log_loss = summary["best"][f"{summary['selected_on']}_log_loss"]
-    return Trial(rate, log_loss, summary["train_time_s"] + summary["evaluation_time_s"])
 
 
 def write_results(table: MethodTable, directory: Path) -> None:
@@ -276,13 +254,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         methods = load_methods(paths, overrides)
         configs = {name: config for name, (_, config) in methods.items()}
-        jobs = default_jobs(list(configs.values())) if asked.jobs is None else asked.jobs
+        jobs = count_jobs(list(configs.values()), asked.jobs)
         rates = asked.rates or default_rates(next(iter(configs.values())).optimizer.embedding_learning_rate)
         rows = plan_rows(methods, asked.compressions)
-        with Workers(jobs) as workers:
-            bench = Bench({name: path for name, (path, _) in methods.items()}, overrides, asked.seeds, workers)
+        with LocalRuns(jobs) as runs:
+            bench = Bench({name: path for name, (path, _) in methods.items()}, overrides, asked.seeds, runs)
             rows = bench.run(rows, sorted(rates))
-        table = build_method_table(rows, configs, asked.seeds, rates, jobs)
+        table = build_method_table(rows, configs, asked.seeds, rates, jobs.one)
     except (ValueError, FileNotFoundError, ComparisonError) as error:
         hint = "\nor give --data DIR, with make: DATA=DIR" if isinstance(error, FileNotFoundError) else ""
         print(f"error: {error}{hint}", file=sys.stderr)

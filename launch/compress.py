@@ -20,9 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.sweep import EXIT_FAILURES, Cell, Outcome, print_failures, run_cells
+from launch.cells import Cell
+from launch.local_runs import LocalRuns, count_jobs
+from launch.sweep import EXIT_FAILURES, Outcome, print_failures, run_cells
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.workers import Workers, default_jobs
 
 ROWS = ("full tables", "trained compressed", "compressed after training", "compressed, then fine-tuned")
 
@@ -39,11 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fitted = (*keys, f"embedding.fit_to={asked.runs}/full_s{seed}", "evaluation.at_start=true")
         others.append(Cell(asked.compressed, fitted, f"{stem}_fitted_s{seed}"))
     try:
-        jobs = default_jobs([cell.load() for cell in [*kept, *others]]) if asked.jobs is None else asked.jobs
-        with Workers(jobs) as workers:
-            outcomes = run_cells(kept, workers, "full tables")
+        with LocalRuns(count_jobs([cell.load() for cell in [*kept, *others]], asked.jobs)) as runs:
+            outcomes = run_cells(kept, runs, "full tables")
             if not any(outcome.error for outcome in outcomes):
-                outcomes += run_cells(others, workers, "compressed")
+                outcomes += run_cells(others, runs, "compressed")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from configs.load import ConfigError, load_config
+from configs.load import ConfigError
 from launch import compare
-from launch.components import baseline, compressed
-from launch.jobs import Job, JobFailed, run_jobs
-from recsys.registry import CHOICES
+from launch.cells import Cell, find_log, run_dir_of
+from launch.torchx_runs import TorchxRuns
 
-COMPONENTS = {"sharded": baseline, "robe": compressed, "robe_single": compressed}
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SETUPS = ("sharded", "robe", "robe_single")
 
 
 def main() -> None:
@@ -37,15 +37,20 @@ def main() -> None:
         overrides += [f"data.criteo.path={Path(arguments.data).resolve()}"]
     overrides += arguments.overrides
     family = "criteo_sample" if arguments.data else "demo"
+    names = [f"{family}_{name}" for name in SETUPS]
+    cells = [Cell(str(CONFIGS / f"{name}.toml"), tuple(overrides), name) for name in names]
     try:
-        jobs = [_job(f"{family}_{name}", component, overrides) for name, component in COMPONENTS.items()]
-        runs = run_jobs(jobs)
-    except (ConfigError, JobFailed) as error:
+        run_dirs = [run_dir_of(cell.load()) for cell in cells]
+        for cell, run_dir in zip(cells, run_dirs, strict=True):
+            (ended,) = TorchxRuns(1).run([cell], cell.name)
+            if ended.error:
+                sys.exit(f"error: {cell.name} failed: {ended.error}\nlogs: {find_log(run_dir)}")
+    except ConfigError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    compare.main([*(str(run.path) for run in runs), "--output", str(Path(arguments.runs) / "report.html")])
+    compare.main([*(str(run_dir.path) for run_dir in run_dirs), "--output", str(Path(arguments.runs) / "report.html")])
     print(f"TensorBoard: tensorboard --logdir {arguments.runs}")
 
 
@@ -57,11 +62,6 @@ def device_overrides(device: str) -> list[str]:
         print("one GPU: every run takes one rank, so nothing is communicated and sharding costs nothing here")
         overrides.append("parallelism.world_size=1")
     return overrides
-
-
-def _job(name: str, component, overrides: list[str]) -> Job:
-    path = str(Path(__file__).resolve().parent.parent / "configs" / f"{name}.toml")
-    return Job(component(*overrides, config=path), load_config(path, overrides, CHOICES))
 
 
 if __name__ == "__main__":

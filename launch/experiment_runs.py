@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from configs.load import ConfigError, flatten
-from launch.bench_methods import RATE, choose_rate
+from launch.cells import Cell, Runs, find_log
+from launch.local_runs import Jobs, count_jobs
 from launch.measured_jobs import MeasuringFailed, measure
-from launch.sweep import Cell, Outcome, run_cells
-from launch.workers import LOG, Workers, default_jobs
+from launch.sweep import Outcome, open_runs, run_cells
+from launch.torchx_runs import LOCAL
+from launch.tuning import RATE, choose_rate, find_next_rate, read_trial
 from recsys.experiment import Experiment, Source, find_experiments, load_experiment
 from recsys.experiment_plan import (
     PROCESS_BYTES,
@@ -30,6 +33,7 @@ from recsys.result_table import format_bytes
 from recsys.run_dir import write_atomically
 
 RESULTS = "results.parquet"
+_TURNS = 3
 _BUSY = 1.5
 """Seconds of a run made beside others on the same machine, over seconds alone: for the estimate."""
 
@@ -47,8 +51,10 @@ class Plan:
     groups: Sequence[Group]
     output: Path
     runs: Path
-    jobs: int
+    jobs: Jobs
     facts: dict[str, Any]
+    asked: argparse.Namespace
+    """Where runs are made: what `launch.sweep.open_runs` takes."""
 
     @property
     def able(self) -> list[Group]:
@@ -60,9 +66,18 @@ class Plan:
 
     def seconds(self) -> float | None:
         """Estimate for all runs, None where a group has none."""
-        each = [group.seconds for group in self.able]
+        each = [self._seconds_at_a_time(group) for group in self.able]
         known = [seconds for seconds in each if seconds is not None]
-        return _BUSY * self.runs_per_group * sum(known) / self.jobs if len(known) == len(each) else None
+        return _BUSY * self.runs_per_group * sum(known) if len(known) == len(each) and self.is_here else None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether runs are made on this machine."""
+        return self.asked.scheduler in (None, LOCAL)
+
+    def _seconds_at_a_time(self, group: Group) -> float | None:
+        jobs = self.jobs.one if group.load().parallelism.world_size == 1 else self.jobs.several
+        return None if group.seconds is None else group.seconds / jobs
 
 
 def make_plan(asked: argparse.Namespace) -> Plan:
@@ -77,13 +92,14 @@ def make_plan(asked: argparse.Namespace) -> Plan:
     groups = plan_groups(experiment, source, common, asked.scale)
     datasets = check_source(groups)
     best = check_target(asked.target, datasets)
-    memory = available_bytes(groups[0].load().run.device)
+    is_here = asked.scheduler in (None, LOCAL)
+    memory = available_bytes(groups[0].load().run.device) if is_here else None
     groups = size_groups(groups, datasets, memory)
     able = [group for group in groups if group.problem is None]
     if not able:
         raise ConfigError("nothing can be run:\n" + "\n".join(f"  {g.name}: {g.problem}" for g in groups))
     largest = max(group.needs_bytes or 0 for group in able)
-    jobs = min(default_jobs([g.load() for g in able]), max(1, memory // largest)) if asked.jobs is None else asked.jobs
+    jobs = count_jobs([g.load() for g in able], asked.jobs, memory // largest if memory is not None else None)
     facts = {
         "name": name,
         "data": source_name,
@@ -95,9 +111,9 @@ def make_plan(asked: argparse.Namespace) -> Plan:
         "rates": list(source.rates),
         "settings": {key: dict(value) for key, value in source.settings.items()},
         "overrides": overrides,
-        "jobs": jobs,
+        "jobs": f"{jobs} at a time" if is_here else f"as jobs of {asked.scheduler}",
     }
-    return Plan(name, experiment, source, groups, output, runs, jobs, facts)
+    return Plan(name, experiment, source, groups, output, runs, jobs, facts, asked)
 
 
 def _lay_options(experiment: Experiment, asked: argparse.Namespace) -> Experiment:
@@ -124,33 +140,36 @@ def _describe_place(source: str, scale: float) -> str:
     return ("" if source == "generated" else f"_{source}") + ("" if scale == 1 else f"_x{scale:g}")
 
 
-def make_runs(plan: Plan, workers: Workers) -> list[Made]:
+def make_runs(plan: Plan, runs: Runs) -> list[Made]:
     """All runs of the plan, in the order of its groups. Raises ConfigError before any is made."""
-    first, rates = plan.experiment.seeds[0], plan.source.rates
-    keys = [(group, rate, first) for group in plan.able for rate in rates]
-    outcomes = _run(keys, workers, "learning rates")
-    chosen = {g.name: _choose(g, rates, first, outcomes) for g in plan.able}
+    first = plan.experiment.seeds[0]
+    keys = [(group, rate, first) for group in plan.able for rate in plan.source.rates]
+    outcomes = _run(keys, runs, "learning rates")
+    beyond = [(group, find_next_rate(_read_trials(group, outcomes))) for group in plan.able]
+    outcomes |= _run([(g, rate, first) for g, rate in beyond if rate is not None], runs, "beyond the grid")
+    chosen = {group.name: choose_rate(_read_trials(group, outcomes)) for group in plan.able}
     others = [(g, r, s) for g in plan.able if (r := chosen[g.name]) is not None for s in plan.experiment.seeds[1:]]
-    outcomes |= _run(others, workers, "other seeds")
+    outcomes |= _run(others, runs, "other seeds")
     order = {group.name: place for place, group in enumerate(plan.groups)}
+    is_tuned = len(plan.source.rates) > 1
     made = [
         Made(
-            group, rate, seed, seed == first and len(rates) > 1, rate == chosen[group.name], outcome.run_dir,
-            f"{outcome.error} (log: {outcome.run_dir.path / LOG})" if outcome.error else None,
+            group, rate, seed, is_tuned and seed == first, rate == chosen[group.name], outcome.run_dir,
+            f"{outcome.error} (log: {find_log(outcome.run_dir)})" if outcome.error else None,
         )
         for (group, rate, seed), outcome in outcomes.items()
     ]  # fmt: skip
-    return sorted(made, key=lambda run: order[run.group.name])
+    return sorted(made, key=lambda run: (order[run.group.name], run.learning_rate, run.seed))
 
 
-def _run(keys: Sequence[Key], workers: Workers, title: str) -> dict[Key, Outcome]:
+def _run(keys: Sequence[Key], runs: Runs, title: str) -> dict[Key, Outcome]:
     if not keys:
         return {}
     cells = [
         Cell(g.config, (*g.overrides, f"{RATE}={rate!r}", f"run.seed={seed}"), f"{g.name}_lr{_plain(rate)}_s{seed}")
         for g, rate, seed in keys
     ]
-    return dict(zip(keys, run_cells(cells, workers, title), strict=True))
+    return dict(zip(keys, run_cells(cells, runs, title), strict=True))
 
 
 def _plain(value: float) -> str:
@@ -158,55 +177,57 @@ def _plain(value: float) -> str:
     return f"{value:g}".replace("+", "")
 
 
-def _choose(group: Group, rates: Sequence[float], seed: int, outcomes: dict[Key, Outcome]) -> float | None:
-    return choose_rate([_read_trial(rate, outcomes[group, rate, seed]) for rate in rates])
-
-
-def _read_trial(rate: float, outcome: Outcome) -> Trial:
-    if outcome.error:
-        return Trial(rate, None, outcome.seconds or 0.0, outcome.error)
-    summary = outcome.run_dir.read_summary()
-    return Trial(rate, summary["best"][f"{summary['selected_on']}_log_loss"], summary["train_time_s"])
+def _read_trials(group: Group, outcomes: dict[Key, Outcome]) -> list[Trial]:
+    """Of the runs made so far, all of one seed."""
+    tried = {rate: outcome for (of, rate, _), outcome in outcomes.items() if of is group}
+    return [read_trial(rate, outcome) for rate, outcome in sorted(tried.items())]
 
 
 def measure_alone(plan: Plan, made: Sequence[Made]) -> tuple[dict[tuple[str, str, float], float], str | None]:
-    """(model, method, compression) -> median ms of a step, all setups in one process and taking turns, kept in
-    steps.json; and why there is nothing, where there is nothing."""
-    setups, keys = [], []
-    for run in made:
-        key = (run.group.architecture, run.group.method, run.group.compression)
-        if run.is_result and not run.error and key not in keys:
-            keys.append(key)
-            setups.append({"label": run.group.name, "config": run.group.config, "overrides": list(run.group.overrides)})
-    needs = PROCESS_BYTES + sum(
-        (g.needs_bytes or 0) - PROCESS_BYTES for g in {r.group.name: r.group for r in made}.values()
-    )
-    if not setups or needs > available_bytes(plan.able[0].load().run.device):
+    """(model, method, compression) -> median ms of a step, kept in steps.json; and why there is nothing, where there
+    is nothing. All setups of as many ranks and threads take turns in one job, and these jobs do."""
+    if not plan.is_here:
+        return {}, "steps are those of the runs: these were made elsewhere"
+    chosen = {r.group.setup: r.group for r in reversed(made) if r.is_result and not r.error}
+    jobs: dict[tuple[int, int], list[Group]] = {}
+    for group in reversed(chosen.values()):
+        parallelism = group.load().parallelism
+        jobs.setdefault((parallelism.world_size, parallelism.threads_per_rank), []).append(group)
+    needs = max((sum(g.held_bytes for g in groups) + PROCESS_BYTES for groups in jobs.values()), default=0)
+    if not chosen or needs > available_bytes(plan.able[0].load().run.device):
         return {}, f"steps are those of the runs: all setups at once need {format_bytes(needs)}"
+    plans = [
+        [{"label": g.name, "config": g.config, "overrides": list(g.overrides)} for g in groups]
+        for groups in jobs.values()
+    ]
     file = plan.output / "steps.json"
     kept = json.loads(file.read_text()) if file.is_file() else {}
-    if kept.get("setups") != setups:
-        print(f"steps: {len(setups)} setups take turns", file=sys.stderr)
+    if kept.get("jobs") != plans:
+        turns = 1 if len(plans) == 1 else _TURNS
+        found: dict[str, list[float]] = {}
         try:
-            found = measure(setups, mode="train", rounds=5, steps=10, warm_up=5, profile_steps=0)
+            for number, setups in turns * list(enumerate(plans, 1)):
+                print(f"steps: job {number} of {len(plans)}, {len(setups)} setups take turns", file=sys.stderr)
+                for one in measure(setups, mode="train", rounds=5, steps=10, warm_up=5, profile_steps=0):
+                    found.setdefault(one["label"], []).append(one["step_ms"]["median"])
         except MeasuringFailed as error:
             return {}, f"steps are those of the runs: {error}"
-        kept = {"setups": setups, "step_ms": [one["step_ms"] for one in found]}
+        kept = {"jobs": plans, "turns": turns, "step_ms": found}
         plan.output.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(kept, indent=2))
-    return {key: one["median"] for key, one in zip(keys, kept["step_ms"], strict=True)}, None
+    return {setup: median(kept["step_ms"][group.name]) for setup, group in chosen.items()}, None
 
 
 def run_plan(plan: Plan) -> Path:
     """Makes what is missing and writes results.parquet; its path."""
-    with Workers(plan.jobs) as workers:
-        made = make_runs(plan, workers)
+    with open_runs(plan.asked, plan.jobs) as runs:
+        made = make_runs(plan, runs)
     steps, why_none = measure_alone(plan, made)
     if why_none:
         print(why_none, file=sys.stderr)
     finished = next((run.run_dir for run in made if not run.error), None)
     environment = flatten({k: v for k, v in finished.read_environment().items() if k != "command"}) if finished else {}
-    facts = plan.facts | {"environment": environment | {"runs at a time": plan.jobs}}
+    facts = plan.facts | {"environment": environment | {"runs": plan.facts["jobs"]}}
     path = plan.output / RESULTS
     write_results(collect(plan.experiment, plan.groups, made, steps, facts), path)
     return path

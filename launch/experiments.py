@@ -1,11 +1,11 @@
 """The papers' experiments: what they claim, run on generated rows or on yours, beside their own numbers.
 
 An experiment is a file of configs/experiments/: methods x compressions x models x settings x seeds. The embeddings'
-learning rate is tuned for each method and compression on the first seed, from one grid; the other seeds follow at the
-best. Several runs are made at a time; finished ones are never made again, an interrupted one goes on from its
-checkpoint if it has one, one that fails is listed and the rest goes on. Last, the time of a step of every setup is
-measured, all taking turns and nothing beside them. Writes <output>/results.parquet, and from it alone index.html,
-tables.md and tables.tex.
+learning rate is tuned for each method and compression on the first seed, from one grid and one step beyond it where the
+best lies at its end; the other seeds follow at the best. Several runs are made at a time, here or as jobs of a cluster;
+finished ones are never made again, an interrupted one goes on from its checkpoint if it has one, one that fails is
+listed and the rest goes on. Last, the time of a step of every setup is measured, all taking turns and nothing beside
+them. Writes <output>/results.parquet, and from it alone index.html, tables.md and tables.tex.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from launch.experiment_runs import Plan, make_plan, run_plan
-from launch.sweep import EXIT_FAILURES
+from launch.sweep import EXIT_FAILURES, add_runs_options
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.experiment import find_experiments, load_experiment
 from recsys.experiment_export import to_json, to_latex, to_markdown
@@ -68,7 +68,7 @@ def print_plan(plan: Plan) -> None:
     _console().print(grid)
     total, seconds = len(plan.able) * plan.runs_per_group, plan.seconds()
     about = f", about {format_seconds(seconds)} (by figures of 2 cores of an AMD EPYC)" if seconds is not None else ""
-    print(f"{total} runs, {plan.jobs} at a time{about}; into {plan.output}")
+    print(f"{total} runs, {plan.facts['jobs']}{about}; into {plan.output}")
 
 
 def _console() -> Console:
@@ -104,10 +104,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: the experiment's, three")
     parser.add_argument("--target", type=float, metavar="AUC", help="default: what all seeds of full tables reach")
     parser.add_argument("--epsilon", type=float, metavar="X", help="AUCs within it are the same (default: 0.001)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: what cores and memory hold)")
     parser.add_argument("--output", metavar="DIR", help="default: runs/experiments/<experiment>")
     for kind in ("json", "markdown", "latex"):
         parser.add_argument(f"--{kind}", action="store_true", help=f"print {kind} instead of the tables")
+    add_runs_options(parser)
     return parser.parse_intermixed_args(arguments)
 
 

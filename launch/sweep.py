@@ -1,12 +1,14 @@
-"""Run many configs on this machine, several at a time, and go on where an earlier attempt stopped.
+"""Run many configs, several at a time, and go on where an earlier attempt stopped.
 
 A cell is one run. A cell that fails is told, and the rest goes on. The same command again makes what is missing: a
-finished run of the same config is taken as it is, one with checkpoints goes on from the newest.
+finished run of the same config is taken as it is, one with checkpoints goes on from the newest. Runs are made on this
+machine, those of one rank in processes that stay and those of several as torchx jobs; or, with --scheduler, all as
+torchx jobs on a cluster.
 """
 
 import argparse
+import contextlib
 import itertools
-import json
 import re
 import signal
 import sys
@@ -15,28 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import ConfigError, dump_config, flatten, load_config
+from configs.load import ConfigError, dump_config, flatten
 from configs.schema import RunConfig
+from launch.cells import Cell, Runs, find_log, run_dir_of
+from launch.local_runs import Jobs, LocalRuns, count_jobs
+from launch.torchx_runs import LOCAL, TorchxRuns
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.workers import LOG, Workers, default_jobs, run_dir_of
 from recsys.registry import CHOICES
 from recsys.run_dir import RunDir
 
 EXIT_FAILURES = 1
+_AT_A_TIME = 1000
+"""Jobs that a cluster is given at once: its own queue decides which run."""
 _NO_MATTER = ("run.dir", "run.overwrite", "data.cache_dir", "checkpoint.", "logging.")
 """Keys, and beginnings of keys, that do not change what a run measures."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A run to be made. config: path of a TOML file; overrides: section.key=value; name: of the run directory."""
-
-    config: str
-    overrides: tuple[str, ...]
-    name: str
-
-    def load(self) -> RunConfig:
-        return load_config(self.config, [*self.overrides, f"run.name={json.dumps(self.name)}"], CHOICES)
 
 
 @dataclass(frozen=True)
@@ -49,18 +43,18 @@ class Outcome:
     seconds: float | None
 
 
-def run_cells(cells: Sequence[Cell], workers: Workers, title: str = "runs") -> list[Outcome]:
+def run_cells(cells: Sequence[Cell], runs: Runs, title: str = "runs") -> list[Outcome]:
     """Makes the runs that are missing; outcomes in the order of the cells.
 
     Raises ConfigError before anything is run: for a mistake in a config, a finished run of another config under a
-    cell's name, two cells of one name, and a config of more than one rank.
+    cell's name, and two cells of one name.
     """
     configs = [cell.load() for cell in cells]
     _check_apart(cells, configs)
     missing = [index for index, config in enumerate(configs) if not _is_done(config)]
     if there := len(cells) - len(missing):
         print(f"{title}: {there} of {len(cells)} are there already", file=sys.stderr)
-    found = dict(zip(missing, workers.run([configs[i] for i in missing], title), strict=True))
+    found = dict(zip(missing, runs.run([cells[i] for i in missing], title), strict=True))
     return [
         Outcome(cell, run_dir_of(config), *(found.get(index) or (None, None)))
         for index, (cell, config) in enumerate(zip(cells, configs, strict=True))
@@ -73,11 +67,6 @@ def _check_apart(cells: Sequence[Cell], configs: Sequence[RunConfig]) -> None:
         other = seen.setdefault(path := run_dir_of(config).path.resolve(), cell)
         if other is not cell:
             raise ConfigError(f"two runs would be made in {path}: {other} and {cell}")
-        if config.parallelism.world_size != 1:
-            raise ConfigError(
-                f"{cell.config}: parallelism.world_size = {config.parallelism.world_size}: a sweep makes every run in "
-                "one process; set parallelism.world_size=1"
-            )
 
 
 def _is_done(config: RunConfig) -> bool:
@@ -134,7 +123,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "  python -m launch.sweep configs/debug.toml --seeds 0 1 2\n"
         "  python -m launch.sweep configs/debug.toml training.epochs=0.5 --set embedding.compression=10,100\n"
         "  python -m launch.sweep configs/debug.toml configs/demo.toml --seeds 0 1 2 \\\n"
-        "      --set embedding.compression=10,100 --set optimizer.embedding_learning_rate=1,3,10\n\n"
+        "      --set embedding.compression=10,100 --set optimizer.embedding_learning_rate=1,3,10\n"
+        "  python -m launch.sweep configs/criteo_kaggle_robe.toml --seeds 0 1 2 --scheduler slurm \\\n"
+        "      --ranks-per-node 8 --job gpu=8 --job memMB=64000\n\n"
         "Every config runs with every combination of values and seeds; a run is called <config>_<key><value>_s<seed>,\n"
         "such as debug_compression10_s0, and lies in run.dir. The keys of a config: python -m launch.train --help.\n"
         "Exit status: 1 = some runs failed, 2 = a mistake was found before any was made, 130 = interrupted.",
@@ -152,15 +143,51 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="N", help="values of run.seed (default: 0)"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores / threads of a run)")
+    add_runs_options(parser)
     return parser.parse_intermixed_args(arguments)
+
+
+def add_runs_options(parser: argparse.ArgumentParser) -> None:
+    """Where runs are made, and how many at a time: what `open_runs` takes."""
+    group = parser.add_argument_group("where runs are made")
+    group.add_argument(
+        "--jobs", type=int, metavar="N", help="at a time (default: what the cores hold; on a cluster, what it takes)"
+    )
+    group.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="every run is a torchx job there: slurm, kubernetes, ... or local_cwd; its options: .torchxconfig",
+    )
+    group.add_argument(
+        "--ranks-per-node", type=int, metavar="N", help="of jobs with --scheduler (default: all on one node)"
+    )
+    group.add_argument(
+        "--job",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="option of the component with --scheduler, such as memMB=64000 or gpu=8; may be given repeatedly",
+    )
+
+
+def open_runs(asked: argparse.Namespace, jobs: Jobs) -> contextlib.AbstractContextManager[Runs]:
+    """What makes the runs, as the options say. jobs: on this machine. Raises ConfigError."""
+    if asked.scheduler is None:
+        if asked.job or asked.ranks_per_node is not None:
+            raise ConfigError("--job and --ranks-per-node are for jobs: they need --scheduler")
+        return LocalRuns(jobs)
+    options = dict(item.split("=", 1) for item in asked.job if "=" in item)
+    if wrong := [item for item in asked.job if "=" not in item]:
+        raise ConfigError(f"--job {wrong[0]}: must look like option=value")
+    at_a_time = asked.jobs or (jobs.several if asked.scheduler == LOCAL else _AT_A_TIME)
+    return contextlib.nullcontext(TorchxRuns(at_a_time, asked.scheduler, asked.ranks_per_node, options))
 
 
 def print_failures(outcomes: Sequence[Outcome]) -> int:
     """Lists what failed and where its log is; returns how many."""
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
-        print(f"failed: {outcome.cell.name}: {outcome.error}\n  log: {outcome.run_dir.path / LOG}", file=sys.stderr)
+        print(f"failed: {outcome.cell.name}: {outcome.error}\n  log: {find_log(outcome.run_dir)}", file=sys.stderr)
     return len(failed)
 
 
@@ -173,9 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not configs:
             raise ConfigError("no config file is given")
         cells = build_cells(configs, overrides, asked.set, asked.seeds)
-        jobs = default_jobs([cell.load() for cell in cells]) if asked.jobs is None else asked.jobs
-        with Workers(jobs) as workers:
-            outcomes = run_cells(cells, workers)
+        with open_runs(asked, count_jobs([cell.load() for cell in cells], asked.jobs)) as runs:
+            outcomes = run_cells(cells, runs)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_MISTAKE)

@@ -18,43 +18,15 @@ from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from statistics import fmean
 from types import FrameType
-from typing import NamedTuple
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from configs.schema import RunConfig
+from launch.cells import LOG, Cell, Ended, run_dir_of
+from launch.runs_display import RunsDisplay
 from launch.train import EXIT_INTERRUPTED, Interrupted, run_rank
-from recsys.parallelism import choose_device
-from recsys.result_table import format_seconds
-from recsys.run_dir import RunDir
 
-LOG = "log.txt"
 _POLL_S = 0.5
 _GRACE_S = 10.0
-
-
-class Ended(NamedTuple):
-    """How a run ended. error: None where it finished. seconds: its wall clock, with loading and evaluation."""
-
-    error: str | None
-    seconds: float
-
-
-def default_jobs(configs: Sequence[RunConfig]) -> int:
-    """As many runs as the cores hold at the configs' threads; one on a GPU."""
-    if any(choose_device(config.run.device).type != "cpu" for config in configs):
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(config.parallelism.threads_per_rank for config in configs))
-
-
-def run_dir_of(config: RunConfig) -> RunDir:
-    return RunDir(Path(config.run.dir) / config.run.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +49,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes and what they run."""
         workers = [*self._idle, *self._running]
         for worker in workers:
             worker.process.terminate()
@@ -85,20 +61,21 @@ class Workers:
             worker.process.kill()
             worker.connection.close()
 
-    def run(self, configs: Sequence[RunConfig], title: str = "runs") -> list[Ended]:
+    def run(self, cells: Sequence[Cell], title: str = "runs") -> list[Ended]:
         """Makes every run, whatever becomes of the others; how they ended, in order."""
+        configs = [cell.load() for cell in cells]
         ended: dict[int, Ended] = {}
         waiting = deque(range(len(configs)))
-        with _Display(title, len(configs), self.jobs) as display:
+        with RunsDisplay(title, len(configs), self.jobs) as display:
             while waiting or self._running:
                 while waiting and len(self._running) < self.jobs:
                     index = waiting.popleft()
-                    display.start(configs[index].run.name)
+                    display.start(configs[index])
                     self._give(configs[index], index)
                 for worker in self._ready():
                     index = self._running.pop(worker)
                     ended[index] = self._take(worker, configs[index])
-                    display.finish(configs[index].run.name, ended[index])
+                    display.finish(configs[index], ended[index])
                 display.update(len(waiting))
         return [ended[index] for index in range(len(configs))]
 
@@ -185,52 +162,3 @@ def _describe_death(exitcode: int | None) -> str:
         return f"its process ended with exit status {exitcode}"
     found = signal.Signals(-exitcode)
     return f"its process was killed by {found.name}" + (" (out of memory?)" if found == signal.SIGKILL else "")
-
-
-class _Display:
-    """A bar of all runs with the time left, and the names of those being made; off a terminal a line for each end."""
-
-    def __init__(self, title: str, total: int, jobs: int) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.total, self.jobs = total, jobs
-        self.seconds: list[float] = []
-        self.started: dict[str, float] = {}
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.bar = self.progress.add_task(escape(title), total=total, note="")
-        self.running = {}
-
-    def __enter__(self) -> "_Display":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for task in self.running.values():
-            self.progress.remove_task(task)
-        self.progress.stop()
-
-    def start(self, name: str) -> None:
-        self.started[name] = time.monotonic()
-        self.running[name] = self.progress.add_task(f"  {escape(name)}", total=None, note="")
-
-    def finish(self, name: str, ended: Ended) -> None:
-        del self.started[name]
-        self.progress.remove_task(self.running.pop(name))
-        self.seconds.append(ended.seconds)
-        if ended.error or not self.console.is_terminal:
-            said = f"failed: {ended.error}" if ended.error else format_seconds(ended.seconds)
-            self.console.print(f"{len(self.seconds)}/{self.total} {name}: {said}", markup=False, soft_wrap=True)
-
-    def update(self, waiting: int) -> None:
-        note = f"{len(self.seconds)} of {self.total}"
-        if self.seconds:
-            mean, now = fmean(self.seconds), time.monotonic()
-            begun = sum(max(0.0, mean - (now - started)) for started in self.started.values())
-            note += f", about {format_seconds((waiting * mean + begun) / self.jobs)} left"
-        self.progress.update(self.bar, completed=len(self.seconds), note=note)

@@ -29,7 +29,7 @@ def describe(results: Results, groups: Sequence[GroupFigures]) -> list[str]:
         "interval, by DeLong on the same test rows and the spread over seeds.",
         f"Verdict: same = the interval is within ± {experiment.epsilon:g}; better, worse = all of it is beyond; "
         "undecided = neither.",
-        f"Steps: {steps}. Training times: of runs made {facts['jobs']} at a time, without evaluation.",
+        f"Steps: {steps}. Training times: of runs made {facts['jobs']}, without evaluation.",
         "Equal time: every group has the training time of the group that was done first.",
     ]
 

@@ -47,6 +47,16 @@ class Group:
     problem: str | None = None
 
     @property
+    def setup(self) -> tuple[str, str, float]:
+        """What the time of a step depends on."""
+        return self.architecture, self.method, self.compression
+
+    @property
+    def held_bytes(self) -> int:
+        """Of one run, but for its processes."""
+        return 0 if self.needs_bytes is None else self.needs_bytes - PROCESS_BYTES * self.load().parallelism.world_size
+
+    @property
     def name(self) -> str:
         parts = [self.setting, self.architecture, self.method, f"{self.compression:g}x".replace("+", "")]
         return "_".join(part for part in parts if part)
@@ -126,7 +136,8 @@ def _estimate_seconds(group: Group, source: Source) -> float | None:
         return None
     held_out = sum(getattr(config.data.options, f"{split}_rows", 0) for split in ("validation", "test"))
     evaluations = config.training.epochs / config.evaluation.every_epochs
-    return 1e-6 * per_row * (rows * config.training.epochs + 0.4 * held_out * evaluations)
+    cores = config.parallelism.world_size * config.parallelism.threads_per_rank
+    return 1e-6 * per_row * (rows * config.training.epochs + 0.4 * held_out * evaluations) / cores
 
 
 def check_source(groups: Sequence[Group]) -> dict[str, Dataset]:
@@ -162,13 +173,14 @@ def check_target(target: float | None, datasets: Mapping[str, Dataset]) -> dict[
     return best
 
 
-def size_groups(groups: Sequence[Group], datasets: Mapping[str, Dataset], memory: int) -> list[Group]:
-    """The groups with what they hold, and with their problem where a method refuses or memory (bytes) is exceeded."""
+def size_groups(groups: Sequence[Group], datasets: Mapping[str, Dataset], memory: int | None) -> list[Group]:
+    """The groups with what they hold, and with their problem where a method refuses or memory (bytes) is exceeded;
+    None: of a cluster, not known."""
     counts = {setting: cache(lambda data=data: count_ids(data)) for setting, data in datasets.items()}
     return [_size(group, datasets[group.setting], counts[group.setting], memory) for group in groups]
 
 
-def _size(group: Group, dataset: Dataset, id_counts: Callable[[], Any], memory: int) -> Group:
+def _size(group: Group, dataset: Dataset, id_counts: Callable[[], Any], memory: int | None) -> Group:
     config = group.load()
     first_order = MODELS[group.architecture].FIRST_ORDER
     tables = build_tables(
@@ -187,14 +199,16 @@ def _size(group: Group, dataset: Dataset, id_counts: Callable[[], Any], memory: 
     parameters = count_parameters(module)
     fused = METHODS[config.embedding.method].placement == "shard"
     copies = 1 + _STATES[config.optimizer.embedding] + (not fused)  # replicated: a dense gradient
-    needs = PROCESS_BYTES + 4 * parameters * copies
+    ranks = config.parallelism.world_size
+    needs = PROCESS_BYTES * ranks + 4 * parameters * copies * (1 if fused else ranks)
     found = replace(group, parameters=parameters, needs_bytes=needs)
-    if needs <= memory:
+    if memory is None or needs <= memory:
         return found
     problem = (
         f"needs {needs:,} bytes of memory, {memory:,} are available: {parameters:,} embedding parameters × 4 bytes"
     )
-    return replace(found, problem=f"{problem} × {copies} (themselves, optimizer state, gradient)")
+    each = "" if fused or ranks == 1 else f" × {ranks} ranks"
+    return replace(found, problem=f"{problem} × {copies} (themselves, optimizer state, gradient){each}")
 
 
 def available_bytes(device: str = "auto") -> int:

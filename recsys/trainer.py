@@ -120,6 +120,8 @@ class Trainer:
                 losses = []
             evaluated = step % self.evaluation_interval < 1 or step == self.total_steps
             if evaluated:
+                if losses:
+                    self._average(losses)  # raises, naming the step, before scores that are not finite do
                 self._evaluate()
             reason = self._stop_reason(evaluated, check_time=logged or evaluated)
             every = self.config.checkpoint.every_steps
@@ -196,12 +198,7 @@ class Trainer:
         }
 
     def _record_training(self, losses: list[torch.Tensor]) -> None:
-        loss = torch.stack(losses)
-        dist.all_reduce(loss)
-        loss /= self.ranks.world_size
-        value = float(loss.mean())
-        if not math.isfinite(value):
-            self._raise_diverged(loss)
+        value = float(self._average(losses).mean())
         steps, data = self._take_times()
         rows = self.config.training.global_batch_size
         metrics = {TRAIN_LOG_LOSS: value, PEAK_GIB: peak_gib(self.ranks.device)}
@@ -214,15 +211,20 @@ class Trainer:
             }
         self.recorder.record(self._position(), metrics)
 
-    def _raise_diverged(self, losses: torch.Tensor) -> None:
-        """losses: of the last steps, over all ranks."""
-        bad = int((~torch.isfinite(losses)).nonzero()[0])
-        step = self.progress.step - len(losses) + 1 + bad
-        epoch, batch = divmod(step - 1, self.batches.steps_per_epoch)
-        raise FloatingPointError(
-            f"the training loss is {float(losses[bad])} at step {step}, batch {batch + 1} of epoch {epoch + 1}: lower "
-            "optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
-        )
+    def _average(self, losses: list[torch.Tensor]) -> torch.Tensor:
+        """Of the last steps, each over all ranks. Raises FloatingPointError for one that is not finite."""
+        loss = torch.stack(losses)
+        dist.all_reduce(loss)
+        loss /= self.ranks.world_size
+        bad = (~torch.isfinite(loss)).nonzero()
+        if len(bad):
+            step = self.progress.step - len(losses) + 1 + int(bad[0])
+            epoch, batch = divmod(step - 1, self.batches.steps_per_epoch)
+            raise FloatingPointError(
+                f"the training loss is {float(loss[bad[0]])} at step {step}, batch {batch + 1} of epoch {epoch + 1}: "
+                "lower optimizer.embedding_learning_rate or optimizer.dense_learning_rate"
+            )
+        return loss
 
     def _evaluate(self) -> None:
         """Quality on every held-out split, outside the training clock."""

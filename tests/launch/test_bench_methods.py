@@ -15,16 +15,15 @@ from configs.request import CompressionRefused, EmbeddingRequest
 from launch import bench_methods
 from launch.bench_methods import (
     Bench,
-    choose_rate,
     data_overrides,
     default_rates,
-    find_next_rate,
     initial_std,
     load_methods,
     main,
     plan_rows,
 )
 from launch.sweep import Outcome
+from launch.tuning import choose_rate, find_next_rate
 from pss import robe
 from recsys.embeddings import METHODS
 from recsys.method_rows import MethodRow, Trial
@@ -66,7 +65,7 @@ class FakeRuns:
     def __init__(self, root, best, limit=1e9, failing=()):
         self.root, self.best, self.limit, self.failing, self.asked = root, best, limit, failing, []
 
-    def __call__(self, cells, workers, title):
+    def __call__(self, cells, runs, title):
         self.asked.append((title, [cell.name for cell in cells]))
         return [self.make(cell) for cell in cells]
 
@@ -86,7 +85,7 @@ class FakeRuns:
 
 def run_faked(monkeypatch, runs, rows, rates=(1.0, 3.0, 10.0), seeds=(4, 5, 6)):
     monkeypatch.setattr(bench_methods, "run_cells", runs)
-    return Bench({"robe": DEBUG}, ["a.b=c"], seeds, workers=None).run(rows, rates)
+    return Bench({"robe": DEBUG}, ["a.b=c"], seeds, runs=None).run(rows, rates)
 
 
 def test_rates_are_tuned_on_the_first_seed_and_the_others_run_at_the_best(monkeypatch, tmp_path):

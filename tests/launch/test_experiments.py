@@ -53,7 +53,7 @@ class FakeRuns:
     def __init__(self, root, best, failing=()):
         self.root, self.best, self.failing, self.asked = root, best, failing, []
 
-    def __call__(self, cells, workers, title):
+    def __call__(self, cells, runs, title):
         self.asked.append((title, [cell.name for cell in cells]))
         return [self.make(cell) for cell in cells]
 
@@ -71,13 +71,14 @@ def make_faked(monkeypatch, tmp_path, best, failing=()):
     runs = FakeRuns(tmp_path / "faked", best, failing)
     (tmp_path / "faked").mkdir()
     monkeypatch.setattr(experiment_runs, "run_cells", runs)
-    return runs, make_runs(make_plan(parse_arguments(["toy", *SMALL])), workers=None)
+    return runs, make_runs(make_plan(parse_arguments(["toy", *SMALL])), runs=None)
 
 
 def test_each_compression_is_tuned_on_the_first_seed(monkeypatch, tmp_path):
     runs, made = make_faked(monkeypatch, tmp_path, {"1.0": 3, "10.0": 1, "100.0": 10})
-    (tuning, tuned), (others, later) = runs.asked
+    (tuning, tuned), beyond, (others, later) = runs.asked
     assert (tuning, len(tuned), others) == ("learning rates", 9, "other seeds")
+    assert beyond == ("beyond the grid", ["dlrm_robe_10x_lr0.3_s0", "dlrm_robe_100x_lr30_s0"])
     assert tuned[:3] == ["dlrm_full_1x_lr1_s0", "dlrm_full_1x_lr3_s0", "dlrm_full_1x_lr10_s0"]
     assert later == [
         *(f"dlrm_full_1x_lr3_s{s}" for s in (1, 2)),
@@ -88,15 +89,17 @@ def test_each_compression_is_tuned_on_the_first_seed(monkeypatch, tmp_path):
     assert [m.group.name for m in made] == sorted(
         (m.group.name for m in made), key=lambda n: (n[5:] != "full_1x", len(n))
     )
-    assert sum(m.is_trial for m in made) == 9
+    assert sum(m.is_trial for m in made) == 11
 
 
 def test_a_rate_that_fails_is_not_chosen_and_a_group_of_failures_makes_no_others(monkeypatch, tmp_path):
     runs, made = make_faked(monkeypatch, tmp_path, {"1.0": 3, "10.0": 3, "100.0": 3}, ["10x_lr3", "100x"])
-    assert [name for name in runs.asked[1][1] if "10x" in name] == ["dlrm_robe_10x_lr1_s1", "dlrm_robe_10x_lr1_s2"]
-    assert not [name for name in runs.asked[1][1] if "100x" in name]
+    assert runs.asked[1] == ("beyond the grid", ["dlrm_robe_10x_lr0.3_s0", "dlrm_robe_100x_lr0.3_s0"])
+    later = runs.asked[2][1]
+    assert [name for name in later if "10x" in name] == ["dlrm_robe_10x_lr1_s1", "dlrm_robe_10x_lr1_s2"]
+    assert not [name for name in later if "100x" in name]
     failed = [m for m in made if m.error]
-    assert len(failed) == 4
+    assert len(failed) == 5
     assert "FloatingPointError: nan at step 9, batch 9 (log: " in failed[0].error
 
 

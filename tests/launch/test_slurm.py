@@ -5,6 +5,7 @@ The cluster lives in namespaces of its own: nothing of it stays, and nothing of 
 
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -143,6 +144,18 @@ def test_the_report_is_a_job(slurm, finished):
 def test_a_report_that_depends_on_the_runs_is_made_after_them(slurm, finished):
     assert slurm.wait(finished[2]) == "SUCCEEDED", slurm.logs()
     assert (slurm.directory / "after.html").exists()
+
+
+def test_a_sweep_runs_as_jobs_and_tells_what_failed(slurm):
+    config = str(ROOT / "configs/demo_robe.toml")
+    swept = ["--set", "optimizer.embedding_learning_rate=3,1e30", "--job", "memMB=1500"]
+    command = [config, *SMALL, f"run.dir={slurm.runs}/swept", "--scheduler", "slurm", "--ranks-per-node", "1", *swept]
+    said = slurm.command("bash", "-c", f"{shlex.join(['python', '-m', 'launch.sweep', *command])} 2>&1 || true",
+                         timeout_s=JOB_S)  # fmt: skip
+    assert "1 of 2 runs are finished" in said, said + slurm.logs()
+    assert re.search(r"failed: slurm://torchx/\d+ failed: .*the training loss is nan", said), said
+    summary = RunDir(slurm.runs / "swept/demo_robe_embedding_learning_rate3_s0").read_summary()
+    assert (summary["status"], summary["world_size"], summary["steps"]) == ("finished", 2, 200)
 
 
 def test_a_job_that_fails_is_failed_and_its_run_directory_says_why(slurm):

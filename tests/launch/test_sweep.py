@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError
-from launch.sweep import Cell, build_cells, main, run_cells
+from launch.cells import Cell
+from launch.sweep import build_cells, main, run_cells
 from launch.workers import Workers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,6 +28,9 @@ SMALL = (
     "logging.every_steps=5",
     "logging.tensorboard=false",
 )
+
+
+SIX = ("parallelism.world_size=6", "training.global_batch_size=252", "evaluation.global_batch_size=252")
 
 
 def cell(root, name, *overrides):
@@ -202,7 +206,16 @@ def test_every_combination_has_a_name_that_tells_it_apart():
         ([DEBUG, "--set", "training.epochs="], "must look like section.key=A,B"),
         ([DEBUG, "training.epoch=1"], "unknown key (did you mean epochs?)"),
         ([DEBUG, "--seeds", "1", "1"], "two runs would be made in"),
-        ([DEBUG, "parallelism.world_size=2"], "set parallelism.world_size=1"),
+        ([DEBUG, "--ranks-per-node", "2"], "--job and --ranks-per-node are for jobs: they need --scheduler"),
+        ([DEBUG, "--scheduler", "slum"], "scheduler 'slum': torchx knows local_docker, local_cwd, slurm"),
+        ([DEBUG, "--scheduler", "slurm", "--job", "mem=1"], "job option mem=1: unknown; known: image, h, gpu, memMB"),
+        ([DEBUG, "--scheduler", "slurm", "--job", "gpu=one"], "job option gpu=one: a whole number is needed"),
+        ([DEBUG, "--scheduler", "slurm", "--job", "gpu"], "--job gpu: must look like option=value"),
+        ([DEBUG, "--scheduler", "slurm", "--ranks-per-node", "0"], "ranks per node = 0: must be at least 1"),
+        (
+            [DEBUG, *SIX, "--scheduler", "slurm", "--ranks-per-node", "4"],
+            "debug_s0: 6 ranks are no whole number of nodes of 4",
+        ),
         ([DEBUG, "--jobs", "0"], "jobs = 0"),
         (["nowhere.toml"], "nowhere.toml: cannot be read"),
     ],
