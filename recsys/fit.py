@@ -8,12 +8,14 @@ squares for a module that is linear in one shared array (`pss.compress`), rows w
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -52,13 +54,17 @@ def start_from_trained(
     state = model.state_dict()
     layers = {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}
     names = [f"{prefix}.embedding_bags.{table.name}.weight" for table in tables]
-    full = [torch.empty(table.num_embeddings, table.embedding_dim) for table in tables]
+    stored = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     try:
+        sizes = [cast(TensorStorageMetadata, stored[f"model.{name}"]).size for name in names]
+        full = [torch.empty(size) for size in sizes]
         load({"model": layers | dict(zip(names, full, strict=True))}, checkpoint_id=checkpoint)
-    except CheckpointException as error:  # no subclass of Exception
+    except (KeyError, CheckpointException) as error:  # the latter is no subclass of Exception
         raise ValueError(f"embedding.fit_to = {str(source)!r}: {checkpoint} holds no full tables: {error}") from error
     model.load_state_dict(layers, strict=False)
-    return fit(method, embedding, full, id_counts)
+    # Sharded tables of one column are stored wider (baselines.sharded): the first columns are what is looked up.
+    columns = [values[:, : table.embedding_dim] for values, table in zip(full, tables, strict=True)]
+    return fit(method, embedding, columns, id_counts)
 
 
 def fit(

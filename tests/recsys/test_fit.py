@@ -25,7 +25,8 @@ def trained_tables():
 def error(module, full):
     """Share of the table's squared norm that is lost, rows weighed by how often they occur, by the lookup."""
     rows, weights = full[1], torch.from_numpy(COUNTS[1] + 1e-3).unsqueeze(1)
-    return float((weights * (module(IDS).values()[:, 8:] - rows).square()).sum() / (weights * rows.square()).sum())
+    values = module(IDS).values().detach()[:, 8:]
+    return float((weights * (values - rows).square()).sum() / (weights * rows.square()).sum())
 
 
 @pytest.mark.parametrize("method", METHODS)
