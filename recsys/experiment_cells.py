@@ -7,7 +7,8 @@ from recsys.comparison import Measured
 from recsys.experiment import PaperRow
 from recsys.experiment_figures import GroupFigures
 from recsys.experiment_records import Results
-from recsys.result_table import MISSING, Cell, format_measured, format_seconds
+from recsys.number_formats import format_seconds
+from recsys.result_table import MISSING, Cell, format_measured
 
 NO_PAPER = PaperRow()
 
@@ -67,7 +68,8 @@ def epochs_cell(group: GroupFigures, paper: PaperRow) -> Cell:
         n = f"n = {group.arrival.runs}"
         return Cell(f"{group.epochs_to_target:.2f}", f"{n}, {said}" if said else n, group.epochs_to_target)
     reached = f"{group.arrival.runs} of {len(group.runs)}" if group.arrival.runs else "not"
-    return Cell(f"{reached} in {group.epochs:g}", said)
+    early = "stopped early" if group.is_stopped_early else ""
+    return Cell(f"{reached} in {group.epochs:.3g}", ", ".join(part for part in (early, said) if part))
 
 
 def between_cell(group: GroupFigures) -> Cell:

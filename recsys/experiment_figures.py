@@ -100,8 +100,13 @@ class GroupFigures:
 
     @property
     def epochs(self) -> float | None:
-        """The most that a run was given."""
-        return max((run.row["asked_epochs"] for run in self.runs), default=None)
+        """The most that a run was trained."""
+        return max((run.evaluations[-1]["epoch"] for run in self.runs), default=None)
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether a run ended before the epochs it was given."""
+        return any(run.row["stop_reason"] == "patience" for run in self.runs)
 
     @property
     def learning_rate(self) -> float | None:
