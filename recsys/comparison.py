@@ -7,10 +7,10 @@ target times time per iteration, over the same product for the full model.
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Literal
 
 from recsys.compared_runs import (
     BestPossible,
@@ -28,7 +28,7 @@ from recsys.compared_runs import (
 )
 from recsys.curves import Arrival, Lead, Point, find_arrival, find_lead, mean_curve
 from recsys.metrics import quality_name
-from recsys.timing import RankTiming
+from recsys.timing import RankTiming, average
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,8 @@ def measure_time(summaries: Sequence[Summary]) -> TimeFigures | None:
     if not windows:
         return None
     num_ranks = max(len(window.ranks) for window in windows)
-    ranks = [_average([w.ranks[r] for w in windows if r < len(w.ranks)]) for r in range(num_ranks)]
-    mean: RankTiming = _average(ranks)
+    ranks = [average([w.ranks[r] for w in windows if r < len(w.ranks)]) for r in range(num_ranks)]
+    mean: RankTiming = average(ranks)
     shares = [window.mean("exposed_comm_ms") / window.mean("step_ms") for window in windows]
     unprofiled = [s.step_ms.mean for s in summaries for _ in s.profiles if s.step_ms]
     return TimeFigures(
@@ -276,24 +276,11 @@ def measure_time(summaries: Sequence[Summary]) -> TimeFigures | None:
         exposed_share_lowest=min(shares),
         exposed_share_highest=max(shares),
         overlap_share=_ratio(mean.overlap_ms, mean.comm_ms),
-        overhead=_ratio(mean.step_ms, _average(unprofiled)),
+        overhead=_ratio(mean.step_ms, average(unprofiled)),
         clock_error_ms=max(window.clock_error_ms for window in windows),
         mean=mean,
         ranks=tuple(ranks),
     )
-
-
-def _average(values: Sequence[Any]) -> Any:
-    """Of numbers, or of dataclasses and mappings part by part: a number that is None is left out, a part of a mapping
-    that some do not have counts as zeros there."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    if isinstance(known[0], Mapping):
-        return {key: _average([value.get(key) for value in known]) for key in dict.fromkeys(itertools.chain(*known))}
-    if is_dataclass(kind := type(known[0])):
-        return kind(**{f.name: _average([getattr(value, f.name, 0.0) for value in values]) for f in fields(kind)})
-    return fmean(known)
 
 
 def _mean(values: Iterable[float | None]) -> Measured | None:

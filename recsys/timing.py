@@ -15,9 +15,11 @@ transfer, and exposed waiting is the part of it beside which nothing computes. D
 overlap as in HolisticTraceAnalysis; of waiting as in Böhme et al. 2010, "late sender" for collectives.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -226,3 +228,16 @@ def _time_collectives(joined: Sequence[Joined], num_steps: int) -> dict[str, Col
         )
         for kind, parts in sorted(by_kind.items())
     }
+
+
+def average(values: Sequence[Any]) -> Any:
+    """Of numbers, or of dataclasses and mappings part by part: a number that is None is left out, a part of a mapping
+    that some do not have counts as zeros there."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if isinstance(known[0], Mapping):
+        return {key: average([value.get(key) for value in known]) for key in dict.fromkeys(itertools.chain(*known))}
+    if is_dataclass(kind := type(known[0])):
+        return kind(**{f.name: average([getattr(value, f.name, 0.0) for value in values]) for f in fields(kind)})
+    return fmean(known)
