@@ -10,7 +10,7 @@
 #   make validate-timing                     proofs that communication and computing are measured rightly
 #   make netlab                              sharded tables against ROBE over emulated networks: root, Linux
 #   make project                             the same projected to clusters of GPUs
-#   make test                                every test
+#   make test [PROCESSES=2]                  every test, so many files at a time
 #   make test-slurm                          the jobs on a real Slurm made for it: root, Debian packages; 2 minutes
 #   make lint                                ruff and pyright
 #   make tensorboard                         the runs in a browser
@@ -22,6 +22,7 @@ PYTHON ?= python3
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 VENV := .venv
 BIN := $(VENV)/bin
+PROCESSES ?= 2
 INSTALLED := $(VENV)/installed-$(DEVICE)
 
 .PHONY: demo bench-methods microbench table1 table3 table4 fig1 placement fig2a fig2b validate-timing netlab project test test-slurm lint tensorboard clean
@@ -52,7 +53,7 @@ project: $(INSTALLED)
 	$(BIN)/python -m launch.project $(wildcard runs/netlab/crossover.json)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 test-slurm: $(INSTALLED)
 	PSS_BENCH_SLURM=1 $(BIN)/python -m pytest -rs tests/launch/test_slurm.py

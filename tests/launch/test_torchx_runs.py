@@ -19,22 +19,15 @@ from launch.local_runs import Jobs, LocalRuns, count_jobs
 from launch.sweep import run_cells
 from launch.torchx_runs import HANDLE, TorchxRuns
 from recsys.run_dir import RunDir
+from tests.launch.test_sweep import SMALL
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = (
-    "data.synthetic.scale=0.001",
-    "data.synthetic.train_rows=2000",
-    "data.synthetic.validation_rows=200",
-    "data.synthetic.test_rows=400",
-    "training.global_batch_size=200",
-    "evaluation.global_batch_size=200",
-    "training.epochs=1",
-    "logging.tensorboard=false",
-)
 
 
 def cell(root, name, config="demo_robe", *overrides):
-    return Cell(str(ROOT / f"configs/{config}.toml"), (*SMALL, f"run.dir={root}", *overrides), name)
+    return Cell(
+        str(ROOT / f"configs/{config}.toml"), (*SMALL, "training.epochs=1", f"run.dir={root}", *overrides), name
+    )
 
 
 @pytest.mark.dist
