@@ -29,7 +29,7 @@ from recsys.experiment_plan import (
 )
 from recsys.experiment_records import Made, collect, write_results
 from recsys.method_rows import Trial
-from recsys.result_table import format_bytes
+from recsys.number_formats import format_bytes
 from recsys.run_dir import write_atomically
 
 RESULTS = "results.parquet"

@@ -28,7 +28,7 @@ from recsys.experiment_export import to_json, to_latex, to_markdown
 from recsys.experiment_page import write_experiment_page
 from recsys.experiment_records import read_results
 from recsys.experiment_tables import ExperimentTables, build_tables
-from recsys.result_table import format_bytes, format_count, format_seconds
+from recsys.number_formats import format_bytes, format_count, format_seconds
 from recsys.run_dir import write_atomically
 
 _PIPE_WIDTH = 220

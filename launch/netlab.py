@@ -35,7 +35,8 @@ from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.crossover_map import Cell, Link, describe_doubts, describe_outcome, links_of, read_cells
 from recsys.crossover_page import write_crossover_page
 from recsys.kernel_table import format_ms
-from recsys.result_table import MISSING, format_ratio
+from recsys.number_formats import format_ratio
+from recsys.result_table import MISSING
 from recsys.run_dir import describe_environment, write_atomically
 
 EXIT_FAILED = 1

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from configs.schema import RunConfig
 from launch.cells import Ended, run_dir_of
-from recsys.result_table import format_seconds
+from recsys.number_formats import format_seconds
 from recsys.run_dir import RunDir
 
 _READ_EVERY_S = 1.0

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from recsys.comparison import Comparison, Measured, Setup
 from recsys.curves import Position
+from recsys.number_formats import format_bytes, format_count, format_ratio
 from recsys.plots import Figure, Plot, Style, axis, escape, figure, label_rows, rounded
-from recsys.result_table import format_bytes, format_count, format_ratio
 
 
 def cost_plots(comparison: Comparison, styles: Sequence[Style]) -> list[Plot]:

@@ -24,9 +24,9 @@ from recsys.crossover_map import (
     read_cells,
 )
 from recsys.kernel_table import format_ms
+from recsys.number_formats import format_bytes, format_ratio
 from recsys.page import as_script_data, write_page
 from recsys.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
-from recsys.result_table import format_bytes, format_ratio
 
 _TEMPLATE = "crossover_page.html.j2"
 _COLOURS: dict[Side, Sequence[str]] = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from recsys.experiment_cells import name_group
 from recsys.experiment_figures import GroupFigures
 from recsys.experiment_records import Results
-from recsys.result_table import format_seconds
+from recsys.number_formats import format_seconds
 
 
 def describe(results: Results, groups: Sequence[GroupFigures]) -> list[str]:
@@ -21,10 +21,10 @@ def describe(results: Results, groups: Sequence[GroupFigures]) -> list[str]:
         f"Small print, paper: {experiment.reference}. Every other figure was measured here.",
         facts["shows"],
         f"Target: {rule}, on the test rows." + (f" Best possible there: {', '.join(best)}." if best else ""),
-        f"n: seeds that finished. Learning rate of the embeddings: the best of {rates} by validation log loss for each "
-        f"method and compression at seed {experiment.seeds[0]}; {trials} runs and "
-        f"{format_seconds(sum(g.tuning_seconds for g in tuned))} of training and evaluation in all, one of each grid "
-        "among the results.",
+        f"n: seeds that finished. Learning rate of the embeddings: the best of {rates}, and of the next beyond where "
+        "the best was an end of these, by validation log loss for each method and compression at seed "
+        f"{experiment.seeds[0]}; {trials} runs and {format_seconds(sum(g.tuning_seconds for g in tuned))} of training "
+        "and evaluation in all, one of each grid among the results.",
         "AUC: of the evaluation of lowest validation log loss, mean ± sd over seeds. AUC − full: with its 95 % "
         "interval, by DeLong on the same test rows and the spread over seeds.",
         f"Verdict: same = the interval is within ± {experiment.epsilon:g}; better, worse = all of it is beyond; "
@@ -41,7 +41,7 @@ def find_caveats(groups: Sequence[GroupFigures]) -> list[str]:
     elif any(g.asked < 3 for g in groups):
         caveats.append(f"{groups[0].asked} seeds: fewer than 3 say little of how results vary.")
     if edge := [name_group(g) for g in groups if g.is_at_edge]:
-        caveats.append(f"The best learning rate is the lowest or highest of the grid: {', '.join(edge)}.")
+        caveats.append(f"The best learning rate is the lowest or highest that was tried: {', '.join(edge)}.")
     if chosen_on_test := [g for g in groups if any(r.row["selected_on"] == "test" for r in g.runs)]:
         caveats.append(f"No validation rows: best evaluations were chosen on test rows ({len(chosen_on_test)} groups).")
     return caveats

@@ -26,7 +26,8 @@ from recsys.experiment_cells import (
 from recsys.experiment_figures import GroupFigures, build_figures
 from recsys.experiment_notes import describe, find_caveats
 from recsys.experiment_records import Results
-from recsys.result_table import MISSING, Cell, format_count, format_ratio, format_seconds, three_digits
+from recsys.number_formats import format_count, format_ratio, format_seconds, three_digits
+from recsys.result_table import MISSING, Cell
 
 
 @dataclass(frozen=True)

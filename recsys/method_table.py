@@ -5,15 +5,8 @@ from dataclasses import dataclass
 
 from recsys.comparison import Figures, Measured
 from recsys.method_rows import MethodRow, MethodTable, paired_difference
-from recsys.result_table import (
-    MISSING,
-    Cell,
-    format_bytes,
-    format_count,
-    format_measured,
-    format_ratio,
-    format_seconds,
-)
+from recsys.number_formats import format_bytes, format_count, format_ratio, format_seconds
+from recsys.result_table import MISSING, Cell, format_measured
 
 UNFAIR = "Not a fair comparison: the runs differ in what they should share"
 

@@ -13,7 +13,7 @@ import numpy as np
 from recsys.comparison import Comparison, Setup
 from recsys.curves import Point
 from recsys.metrics import TRAIN_LOG_LOSS
-from recsys.result_table import format_count, format_seconds
+from recsys.number_formats import format_count, format_seconds
 
 Figure = dict[str, Any]
 

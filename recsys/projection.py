@@ -20,7 +20,7 @@ from recsys.cost_model import (
     working_bytes,
 )
 from recsys.machines import Assumptions, Machine, Model, build_cluster
-from recsys.result_table import format_bytes
+from recsys.number_formats import format_bytes
 from recsys.table_placement import DoesNotFit, Placement, place_tables
 
 StepOfBatch = Callable[[float], float | None]

@@ -7,9 +7,10 @@ from recsys.cost_fit import FOLDS, Constant, Prediction, describe_errors
 from recsys.kernel_table import format_ms
 from recsys.machines import Assumptions, Machine, Model
 from recsys.measured_steps import MeasuredStep, worst_byte_error
+from recsys.number_formats import format_count, format_ratio
 from recsys.projection import FULL, Crossover, Point, Scenario
 from recsys.published_steps import Check
-from recsys.result_table import MISSING, format_count, format_ratio
+from recsys.result_table import MISSING
 
 PUBLISHED_BATCH = 2048
 """At which the paper's epochs to the target were counted."""

@@ -12,19 +12,10 @@ from recsys.compared_runs import Run, free_facts, shared_facts
 from recsys.comparison import Comparison, Measured, Setup, TimeFigures
 from recsys.cost_plots import cost_plots
 from recsys.curves import Lead
+from recsys.number_formats import format_count, format_epochs, format_ratio, format_seconds, format_share
 from recsys.page import as_script_data, render_page
 from recsys.plots import Plot, choose_styles, find_splits, quality_plots
-from recsys.result_table import (
-    choose_columns,
-    describe_best_possible,
-    describe_state,
-    describe_target,
-    format_count,
-    format_epochs,
-    format_ratio,
-    format_seconds,
-    format_share,
-)
+from recsys.result_table import choose_columns, describe_best_possible, describe_state, describe_target
 from recsys.run_dir import RunDir, write_atomically
 from recsys.time_plots import time_columns, time_plots
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from recsys.comparison import Comparison, Setup, TimeFigures
+from recsys.number_formats import format_bytes, format_ratio, format_share, three_digits
 from recsys.phases import FORWARD, GRADIENT_ALL_REDUCE, OPTIMIZER, OTHER
 from recsys.plots import Figure, Plot, axis, escape, figure, label_rows, rounded
-from recsys.result_table import MISSING, Cell, Column, format_bytes, format_ratio, format_share, three_digits
+from recsys.result_table import MISSING, Cell, Column
 from recsys.timing import PhaseTiming, RankTiming
 
 _LETTERS = 40

@@ -9,16 +9,9 @@ import plotly.graph_objects as go
 import pytest
 
 from recsys.comparison import compare
+from recsys.number_formats import format_bytes, format_count, format_ratio, format_seconds, format_share
 from recsys.report import build_plots, describe_overview, describe_subject, describe_title, find_findings, render_report
-from recsys.result_table import (
-    choose_columns,
-    format_bytes,
-    format_count,
-    format_markdown,
-    format_ratio,
-    format_seconds,
-    format_share,
-)
+from recsys.result_table import choose_columns, format_markdown
 from tests.recsys.fake_runs import write_demo, write_run, write_sweep
 
 PLOTS = ["auc-time", "auc-samples", "log-loss-time", "log-loss-samples", "training-loss", "step-time", "memory"]
