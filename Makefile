@@ -4,7 +4,7 @@
 #   make bench-methods DATA=path/to/movielens
 #                                            every method at 10x, 100x and 1000x on MovieLens: table, page
 #   make microbench [GRID=paper]             kernels against FBGEMM's and PyTorch's: tables, page; 10 minutes
-#   make table1, table3, table4, fig1, placement [DATA=...] [SCALE=...]
+#   make table1, table3, table4, fig1, placement [DATA=...] [SCALE=...] [TARGET=.75]
 #                                            the papers' experiments in miniature, or on your data: tables, page
 #   make fig2a, make fig2b                   Figure 2 of the PSS paper: inference by phase, training over compression
 #   make validate-timing                     proofs that communication and computing are measured rightly
@@ -38,7 +38,7 @@ microbench: $(INSTALLED)
 	$(BIN)/python -m launch.microbench --device $(DEVICE) $(if $(GRID),--grid $(GRID))
 
 table1 table3 table4 fig1 placement: $(INSTALLED)
-	$(BIN)/python -m launch.experiments $@ run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python -m launch.experiments $@ run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TARGET),--target $(TARGET))
 
 fig2a fig2b: fig2%: $(INSTALLED)
 	$(BIN)/python -m launch.figure2 $*

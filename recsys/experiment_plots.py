@@ -10,14 +10,16 @@ from recsys.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 OVERS = {"time_s": "training time, s", "epoch": "epochs", "samples": "training samples"}
+_HELD = "energy proxy: GiB-seconds of embeddings held"
 TRADE: dict[str, Callable[[GroupFigures], float | None]] = {
     "time per iteration": lambda group: group.step_ms,
     "epochs to the target": lambda group: group.epochs_to_target,
     "total time to the target (A × B)": lambda group: group.seconds_to_target,
     "energy proxy: core-seconds to the target": lambda group: _core_seconds(group),
-    "energy proxy: GiB-seconds of embeddings held": lambda group: _gib_seconds(group),
+    _HELD: lambda group: _gib_seconds(group),
 }
-"""Lines of Fig. 1, each over that of the full tables. On one thread core-seconds are the total time again."""
+"""Lines of Fig. 1, each over that of the full tables; the last in a panel of its own, since it falls with the size. On
+one thread core-seconds are the total time again."""
 
 
 def draw_curves(experiment: Experiment, groups: Sequence[GroupFigures]) -> dict[str, dict[str, Figure]]:
@@ -111,13 +113,15 @@ def _draw_trade_panel(groups: Sequence[GroupFigures], baseline: GroupFigures) ->
                 "type": "scatter", "mode": "lines+markers", "name": name,
                 "x": [x for x, _ in points], "y": [rounded(y) for _, y in points],
                 "line": {"color": colour, "dash": "dot" if "proxy" in name else "solid"},
+                "yaxis": "y2" if name == _HELD else "y",
                 "hovertemplate": "%{x:.3s} parameters: %{y:.3g}×<extra>" + name + "</extra>",
             }
         )  # fmt: skip
     return figure(
         data,
-        axis("embedding parameters", type="log", tickformat="~s"),
-        axis("over full tables", type="log", ticksuffix="×"),
+        axis("embedding parameters", type="log", tickformat="~s", anchor="y2"),
+        axis("over full tables", rangemode="tozero", ticksuffix="×", domain=[0.4, 1]),
+        yaxis2=axis("over full tables", type="log", dtick=1, tickformat="~g", ticksuffix="×", domain=[0, 0.32]),
     )
 
 
