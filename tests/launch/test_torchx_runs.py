@@ -36,21 +36,21 @@ def test_runs_of_one_rank_and_of_two_in_one_sweep(tmp_path):
     one = cell(tmp_path, "one", "demo_robe_single", "parallelism.threads_per_rank=1")
     two = cell(tmp_path, "two")
     diverges = cell(tmp_path, "diverges", "demo_robe", "optimizer.embedding_learning_rate=1e30")
-    cells = [two, one, diverges]
+    cells = [diverges, one, two]
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with LocalRuns(Jobs(1, 1)) as runs:
         outcomes = run_cells(cells, runs)
-        again = run_cells(cells[:2], runs)
+        again = run_cells(cells[1:], runs)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    assert [outcome.cell.name for outcome in outcomes] == ["two", "one", "diverges"]
-    assert [outcome.error for outcome in outcomes[:2]] == [None, None]
-    assert outcomes[2].error.startswith("FloatingPointError: the training loss is nan at step 2, batch 2 of epoch 1:")
+    assert [outcome.cell for outcome in outcomes] == cells
+    assert [outcome.error for outcome in outcomes[1:]] == [None, None]
+    assert outcomes[0].error.startswith("FloatingPointError: the training loss is nan at step 2, batch 2 of epoch 1:")
     summaries = [outcome.run_dir.read_summary() for outcome in outcomes]
     assert [s["world_size"] for s in summaries] == [2, 1, 2]
-    assert summaries[2]["status"] == "failed"
-    assert summaries[0]["best"]["test_log_loss"] == pytest.approx(summaries[1]["best"]["test_log_loss"], rel=1e-4)
+    assert summaries[0]["status"] == "failed"
+    assert summaries[2]["best"]["test_log_loss"] == pytest.approx(summaries[1]["best"]["test_log_loss"], rel=1e-4)
     assert [outcome.seconds for outcome in again] == [None, None]
-    assert list(find_log(outcomes[0].run_dir).glob("**/stderr.log"))
+    assert list(find_log(outcomes[2].run_dir).glob("**/stderr.log"))
     assert find_log(outcomes[1].run_dir).name == "log.txt"
 
 
@@ -86,19 +86,27 @@ class FakeRunner:
         self.states = states
         self.submitted = []
         self.cancelled = []
-        self.most = 0
+        self.running, self.most = set(), 0
 
     def run(self, app, scheduler, cfg):
         self.submitted.append(app)
         name = re.search(r'run\.name="(\w+)"', " ".join(app.roles[0].args))[1]
+        self.running.add(name)
+        self.most = max(self.most, len(self.running))
         return f"{scheduler}://torchx/{name}"
 
     def status(self, handle):
-        states = self.states[handle.rpartition("/")[2]]
+        name = handle.rpartition("/")[2]
+        states = self.states[name]
         state = states.pop(0) if len(states) > 1 else states[0]
         if state is KeyboardInterrupt:
             raise KeyboardInterrupt
-        return None if state is None else AppStatus(AppState[state])
+        if state is None:
+            time.sleep(0.06)
+            return None
+        if state in ("SUCCEEDED", "FAILED"):
+            self.running.discard(name)
+        return AppStatus(AppState[state])
 
     def cancel(self, handle):
         self.cancelled.append(handle)
@@ -110,7 +118,7 @@ def cluster(monkeypatch):
         runner = FakeRunner({name: list(found) for name, found in states.items()})
         monkeypatch.setattr(torchx_runs, "get_runner", lambda: nullcontext(runner))
         monkeypatch.setattr(torchx_runs, "_REMOTE_POLL_S", 0.0)
-        monkeypatch.setattr(torchx_runs, "_LOST_S", 0.05)
+        monkeypatch.setattr(torchx_runs, "_LOST_S", 0.1)
         return runner
 
     return start
@@ -122,7 +130,7 @@ def test_jobs_wait_for_a_place_and_end_each_in_its_own_way(cluster, tmp_path, ca
             "a": ["PENDING", "RUNNING", "SUCCEEDED"],
             "b": ["RUNNING", "FAILED"],
             "c": ["RUNNING", None],
-            "d": ["RUNNING", None, "RUNNING", "SUCCEEDED"],
+            "d": ["RUNNING", None, "RUNNING", None, "RUNNING", "SUCCEEDED"],
         }
     )
     (tmp_path / "b").mkdir()
@@ -137,6 +145,7 @@ def test_jobs_wait_for_a_place_and_end_each_in_its_own_way(cluster, tmp_path, ca
     ]
     assert [app.roles[0].resource.memMB for app in runner.submitted] == [64000] * 4
     assert (tmp_path / "a" / HANDLE).read_text() == "slurm://torchx/a\n"
+    assert runner.most == 3
     assert "4/4" in capsys.readouterr().err
 
 

@@ -166,6 +166,10 @@ def test_table_4_has_the_papers_rows_and_columns(results):
     assert cells["verdict, ε = 0.001"][1][0] == "worse"
 
 
+def test_only_runs_that_lost_patience_were_stopped_early(groups):
+    assert [group.is_stopped_early for group in groups] == [False, False, True, False]
+
+
 def test_table_3_has_a_row_a_model(results):
     shaped = type(results)(toy_experiment("models"), results.facts, results.rows)
     (table,) = build_tables(shaped).paper

@@ -193,6 +193,17 @@ def test_memory_is_counted_before_anything_is_built():
     assert tight[1].problem is None
     adagrad = planned(overrides=[*SMALL, "optimizer.embedding=adagrad"])[:1]
     assert size_groups(adagrad, datasets, 10**12)[0].needs_bytes == PROCESS_BYTES + 2 * 4 * tables
+    assert size_groups(groups, datasets, None)[0].problem is None  # a cluster's, not known here
+
+
+def test_every_rank_holds_what_is_replicated():
+    groups = planned("placement", [*SMALL, "optimizer.embedding=sgd"])[:2]
+    full, robe = size_groups(groups, check_source(groups), 10**12)
+    assert full.needs_bytes == 2 * PROCESS_BYTES + 4 * full.parameters
+    assert robe.needs_bytes == 2 * PROCESS_BYTES + 2 * 2 * 4 * robe.parameters
+    assert (full.held_bytes, robe.held_bytes) == (4 * full.parameters, 16 * robe.parameters)
+    (tight, _) = size_groups([robe, full], check_source(groups), robe.needs_bytes - 1)
+    assert tight.problem.endswith("× 2 (themselves, optimizer state, gradient) × 2 ranks")
 
 
 def test_a_compression_that_a_method_cannot_reach_is_its_problem():
