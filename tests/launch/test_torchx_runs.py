@@ -130,7 +130,7 @@ def test_jobs_wait_for_a_place_and_end_each_in_its_own_way(cluster, tmp_path, ca
             "a": ["PENDING", "RUNNING", "SUCCEEDED"],
             "b": ["RUNNING", "FAILED"],
             "c": ["RUNNING", None],
-            "d": ["RUNNING", None, "RUNNING", None, "RUNNING", "SUCCEEDED"],
+            "d": [*3 * ["RUNNING", None], "RUNNING", "SUCCEEDED"],
         }
     )
     (tmp_path / "b").mkdir()
