@@ -42,7 +42,8 @@ def _draw_panel(experiment: Experiment, groups: Sequence[GroupFigures], over: st
     y = axis("test AUC")
     if values:
         best, worst = max([*values, target or 0.0]), min(values)
-        y["range"] = [max(worst, best - 0.12) - 0.004, best + 0.006]
+        ends = min(max(trace["y"]) for trace in data)  # of every curve its best is seen, not where it began
+        y["range"] = [max(worst, min(best - 0.12, ends - 0.03)) - 0.004, best + 0.006]
     levels = [(target, f"target {target:.4f}")] if target else []
     if shown and (bound := shown[0].runs[0].row["best_possible_auc"]):
         levels.append((bound, f"best possible {bound:.4f}"))
