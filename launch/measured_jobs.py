@@ -41,8 +41,14 @@ def measure(setups: Sequence[Mapping[str, Any]], **plan: Any) -> list[dict[str, 
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
         }
-        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
-        if done.returncode:
-            tail = "\n".join(done.stderr.splitlines()[-_TAIL_LINES:])
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=os.environ | variables, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                _, said = process.communicate()
+            except BaseException:
+                process.terminate()  # torchrun ends its ranks then; killed, it would leave them
+                raise
+        if process.returncode:
+            tail = "\n".join(said.splitlines()[-_TAIL_LINES:])
             raise MeasuringFailed(f"measuring {', '.join(s['label'] for s in setups)} failed:\n{tail}")
         return json.loads(found.read_text())["setups"]

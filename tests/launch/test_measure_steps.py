@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from configs.load import ConfigError
@@ -70,3 +72,34 @@ def test_two_setups_are_measured_in_turns(tmp_path):
     assert robe["bytes_per_step"] == {"all_reduce": 4 * parameters}
     assert robe["collectives_per_step"] == {"all_reduce": 1}
     assert sharded["bytes_per_step"]["all_to_all"] > 0
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_who_asked_for_steps_and_is_ended_leaves_no_rank_behind():
+    setups = json.dumps([setup("demo_robe")])
+    program = (
+        "import json, signal; from launch.measured_jobs import measure\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        f"measure(json.loads({setups!r}), mode='train', rounds=1, steps=10**6, warm_up=1, profile_steps=0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        family = wait_for_ranks(psutil.Process(process.pid))
+        process.terminate()
+        process.wait(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=30)
+    finally:
+        process.kill()
+    assert alive == []
+
+
+def wait_for_ranks(asking):
+    """torchrun and its two ranks, once these have begun to work."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        family = asking.children(recursive=True)
+        if sum("launch.measure_steps" in " ".join(p.cmdline()) and p.cpu_times().user > 5 for p in family) >= 2:
+            return family
+        time.sleep(0.2)
+    raise TimeoutError("the ranks have not begun")
