@@ -117,6 +117,11 @@ def main() -> None:
         run_rank(config)
     except Interrupted:
         sys.exit(EXIT_INTERRUPTED)
+    # All is written and closed. Taking the interpreter down could still abort: libraries below keep threads of their
+    # own beyond the process group, and a rank that trained to its end has been seen to die of one here.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
