@@ -32,7 +32,7 @@ from launch.cells import Cell, Runs, find_log
 from launch.local_runs import LocalRuns, count_jobs
 from launch.sweep import EXIT_FAILURES, Outcome, run_cells
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.tuning import RATE, choose_rate, find_next_rate, read_trial
+from launch.tuning import RATE, choose_rate, tune
 from recsys.assemble import plan_tables
 from recsys.compared_runs import ComparisonError, load_runs
 from recsys.data import build_dataset
@@ -40,6 +40,7 @@ from recsys.embeddings import METHODS, build_embedding
 from recsys.method_page import write_method_page
 from recsys.method_rows import MethodRow, MethodTable, Trial, build_method_table, to_json
 from recsys.method_table import COLUMNS, describe_context, format_markdown
+from recsys.movielens import TABLES, find_tables, table_overrides
 from recsys.registry import CHOICES
 from recsys.run_dir import write_atomically
 
@@ -59,15 +60,11 @@ def data_overrides(directory: str | None) -> list[str]:
     """The keys of the two files in a directory, *ratings and *movies, .parquet or .csv. Raises ConfigError without."""
     if directory is None:
         return []
-    keys = []
-    for what in ("ratings", "movies"):
-        found = [p for p in sorted(Path(directory).glob(f"*{what}.*")) if p.suffix in (".parquet", ".csv")]
-        if not found:
-            raise ConfigError(
-                f"{directory}: no file *{what}.parquet or *{what}.csv: MovieLens needs ratings and movies"
-            )
-        keys.append(f"data.movielens.{what}={json.dumps(str(found[0].resolve()))}")
-    return keys
+    found = find_tables(Path(directory))
+    if missing := [what for what in TABLES if what not in found]:
+        what = missing[0]
+        raise ConfigError(f"{directory}: no file *{what}.parquet or *{what}.csv: MovieLens needs ratings and movies")
+    return table_overrides(found)
 
 
 def load_methods(paths: Sequence[str], overrides: Sequence[str]) -> dict[str, tuple[str, RunConfig]]:
@@ -143,31 +140,25 @@ class Bench:
         """The rows with what was measured. Those that can be run have an initial_std."""
         able, first = [row for row in rows if row.initial_std is not None], self.seeds[0]
         tuned = {row.name: row for row in reversed(able)}  # the first of each name, its lowest compression
-        self._make("learning rates", [(row, rate, first) for row in tuned.values() for rate in rates])
-        beyond = [(row, find_next_rate(self._trials(row))) for row in tuned.values()]
-        self._make("beyond the grid", [(row, rate, first) for row, rate in beyond if rate is not None])
-        trials = {name: self._trials(row) for name, row in tuned.items()}
+        found = tune(
+            list(tuned.values()), rates, lambda title, tried: self._make(title, [(*key, first) for key in tried])
+        )
+        trials = {row.name: found[row] for row in tuned.values()}
         chosen = {row: rate for row in able if (rate := choose_rate(trials[row.name])) is not None}
         keys = [(row, rate, seed) for row, rate in chosen.items() for seed in self.seeds]
         self._make("other runs", [key for key in keys if key not in self.outcomes])
         read = {row: self._read(row, chosen.get(row), trials[row.name], row is tuned[row.name]) for row in able}
         return [read.get(row, row) for row in rows]
 
-    def _make(self, title: str, keys: Sequence[Key]) -> None:
-        if keys:
-            outcomes = run_cells([self._cell(*key) for key in keys], self.runs, title)
-            self.outcomes |= dict(zip(keys, outcomes, strict=True))
+    def _make(self, title: str, keys: Sequence[Key]) -> list[Outcome]:
+        outcomes = run_cells([self._cell(*key) for key in keys], self.runs, title) if keys else []
+        self.outcomes |= dict(zip(keys, outcomes, strict=True))
+        return outcomes
 
     def _cell(self, row: MethodRow, rate: float, seed: int) -> Cell:
         settings = (f"embedding.compression={row.compression!r}", f"{RATE}={rate!r}", f"run.seed={seed}")
         name = f"{row.name}_{row.compression:g}x_lr{rate:g}_s{seed}".replace("+", "")
         return Cell(self.paths[row.name], (*self.overrides, *settings), name)
-
-    def _trials(self, row: MethodRow) -> list[Trial]:
-        tried = {
-            rate: outcome for (of, rate, seed), outcome in self.outcomes.items() if of is row and seed == self.seeds[0]
-        }
-        return [read_trial(rate, outcome) for rate, outcome in sorted(tried.items())]
 
     def _read(self, row: MethodRow, rate: float | None, trials: Sequence[Trial], is_tuned: bool) -> MethodRow:
         read = replace(row, trials=tuple(trials)) if is_tuned else row

@@ -13,9 +13,8 @@ from configs.load import ConfigError, flatten
 from launch.cells import Cell, Runs, find_log
 from launch.local_runs import Jobs, count_jobs
 from launch.measured_jobs import MeasuringFailed, measure
-from launch.sweep import Outcome, open_runs, run_cells
-from launch.torchx_runs import LOCAL
-from launch.tuning import RATE, choose_rate, find_next_rate, read_trial
+from launch.sweep import Outcome, open_runs, run_cells, runs_here
+from launch.tuning import RATE, choose_rate, tune
 from recsys.experiment import Experiment, Source, find_experiments, load_experiment
 from recsys.experiment_plan import (
     PROCESS_BYTES,
@@ -28,7 +27,6 @@ from recsys.experiment_plan import (
     size_groups,
 )
 from recsys.experiment_records import Made, collect, write_results
-from recsys.method_rows import Trial
 from recsys.number_formats import format_bytes
 from recsys.run_dir import write_atomically
 
@@ -68,12 +66,7 @@ class Plan:
         """Estimate for all runs, None where a group has none."""
         each = [self._seconds_at_a_time(group) for group in self.able]
         known = [seconds for seconds in each if seconds is not None]
-        return _BUSY * self.runs_per_group * sum(known) if len(known) == len(each) and self.is_here else None
-
-    @property
-    def is_here(self) -> bool:
-        """Whether runs are made on this machine."""
-        return self.asked.scheduler in (None, LOCAL)
+        return _BUSY * self.runs_per_group * sum(known) if len(known) == len(each) and runs_here(self.asked) else None
 
     def _seconds_at_a_time(self, group: Group) -> float | None:
         jobs = self.jobs.one if group.load().parallelism.world_size == 1 else self.jobs.several
@@ -92,8 +85,7 @@ def make_plan(asked: argparse.Namespace) -> Plan:
     groups = plan_groups(experiment, source, common, asked.scale)
     datasets = check_source(groups)
     best = check_target(asked.target, datasets)
-    is_here = asked.scheduler in (None, LOCAL)
-    memory = available_bytes(groups[0].load().run.device) if is_here else None
+    memory = available_bytes(groups[0].load().run.device) if runs_here(asked) else None
     groups = size_groups(groups, datasets, memory)
     able = [group for group in groups if group.problem is None]
     if not able:
@@ -111,7 +103,7 @@ def make_plan(asked: argparse.Namespace) -> Plan:
         "rates": list(source.rates),
         "settings": {key: dict(value) for key, value in source.settings.items()},
         "overrides": overrides,
-        "jobs": f"{jobs} at a time" if is_here else f"as jobs of {asked.scheduler}",
+        "jobs": f"{jobs} at a time" if runs_here(asked) else f"as jobs of {asked.scheduler}",
     }
     return Plan(name, experiment, source, groups, output, runs, jobs, facts, asked)
 
@@ -143,15 +135,20 @@ def _describe_place(source: str, scale: float) -> str:
 def make_runs(plan: Plan, runs: Runs) -> list[Made]:
     """All runs of the plan, in the order of its groups. Raises ConfigError before any is made."""
     first = plan.experiment.seeds[0]
-    keys = [(group, rate, first) for group in plan.able for rate in plan.source.rates]
-    outcomes = _run(keys, runs, "learning rates")
-    beyond = [(group, find_next_rate(_read_trials(group, outcomes))) for group in plan.able]
-    outcomes |= _run([(g, rate, first) for g, rate in beyond if rate is not None], runs, "beyond the grid")
-    chosen = {group.name: choose_rate(_read_trials(group, outcomes)) for group in plan.able}
+    outcomes: dict[Key, Outcome] = {}
+
+    def make(title: str, keys: Sequence[Key]) -> list[Outcome]:
+        found = run_cells([_cell(*key) for key in keys], runs, title) if keys else []
+        outcomes.update(zip(keys, found, strict=True))
+        return found
+
+    rates = plan.source.rates
+    trials = tune(plan.able, rates, lambda title, tried: make(title, [(*key, first) for key in tried]))
+    chosen = {group.name: choose_rate(trials[group]) for group in plan.able}
     others = [(g, r, s) for g in plan.able if (r := chosen[g.name]) is not None for s in plan.experiment.seeds[1:]]
-    outcomes |= _run(others, runs, "other seeds")
+    make("other seeds", others)
     order = {group.name: place for place, group in enumerate(plan.groups)}
-    is_tuned = len(plan.source.rates) > 1
+    is_tuned = len(rates) > 1
     made = [
         Made(
             group, rate, seed, is_tuned and seed == first, rate == chosen[group.name], outcome.run_dir,
@@ -162,35 +159,22 @@ def make_runs(plan: Plan, runs: Runs) -> list[Made]:
     return sorted(made, key=lambda run: (order[run.group.name], run.learning_rate, run.seed))
 
 
-def _run(keys: Sequence[Key], runs: Runs, title: str) -> dict[Key, Outcome]:
-    if not keys:
-        return {}
-    cells = [
-        Cell(g.config, (*g.overrides, f"{RATE}={rate!r}", f"run.seed={seed}"), f"{g.name}_lr{_plain(rate)}_s{seed}")
-        for g, rate, seed in keys
-    ]
-    return dict(zip(keys, run_cells(cells, runs, title), strict=True))
-
-
-def _plain(value: float) -> str:
-    """1e30 -> '1e30': names of runs have no plus."""
-    return f"{value:g}".replace("+", "")
-
-
-def _read_trials(group: Group, outcomes: dict[Key, Outcome]) -> list[Trial]:
-    """Of the runs made so far, all of one seed."""
-    tried = {rate: outcome for (of, rate, _), outcome in outcomes.items() if of is group}
-    return [read_trial(rate, outcome) for rate, outcome in sorted(tried.items())]
+def _cell(group: Group, rate: float, seed: int) -> Cell:
+    name = f"{group.name}_lr{rate:g}_s{seed}".replace("+", "")  # names of runs have no plus
+    return Cell(group.config, (*group.overrides, f"{RATE}={rate!r}", f"run.seed={seed}"), name)
 
 
 def measure_alone(plan: Plan, made: Sequence[Made]) -> tuple[dict[tuple[str, str, float], float], str | None]:
     """(model, method, compression) -> median ms of a step, kept in steps.json; and why there is nothing, where there
     is nothing. All setups of as many ranks and threads take turns in one job, and these jobs do."""
-    if not plan.is_here:
+    if not runs_here(plan.asked):
         return {}, "steps are those of the runs: these were made elsewhere"
-    chosen = {r.group.setup: r.group for r in reversed(made) if r.is_result and not r.error}
+    chosen: dict[tuple[str, str, float], Group] = {}
+    for run in made:
+        if run.is_result and not run.error:
+            chosen.setdefault(run.group.setup, run.group)
     jobs: dict[tuple[int, int], list[Group]] = {}
-    for group in reversed(chosen.values()):
+    for group in chosen.values():
         parallelism = group.load().parallelism
         jobs.setdefault((parallelism.world_size, parallelism.threads_per_rank), []).append(group)
     needs = max((sum(g.held_bytes for g in groups) + PROCESS_BYTES for groups in jobs.values()), default=0)

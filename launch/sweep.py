@@ -170,6 +170,11 @@ def add_runs_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def runs_here(asked: argparse.Namespace) -> bool:
+    """Whether the runs are made on this machine."""
+    return asked.scheduler in (None, LOCAL)
+
+
 def open_runs(asked: argparse.Namespace, jobs: Jobs) -> contextlib.AbstractContextManager[Runs]:
     """What makes the runs, as the options say. jobs: on this machine. Raises ConfigError."""
     if asked.scheduler is None:

@@ -146,10 +146,10 @@ class TorchxRuns:
             if now - job.lost_since < _LOST_S:
                 return None
             state = f"{job.handle} is not known to {self.scheduler}"
+        elif status.state == AppState.SUCCEEDED:
+            return Ended(None, now - job.started)
         else:
             state = f"{job.handle} {status.state.name.lower()}"
-        if status is not None and status.state == AppState.SUCCEEDED:
-            return Ended(None, now - job.started)
         reason = _reason(status, run_dir)
         run_dir.mark_ended("failed", 0, f"{state}: {reason}")
         return Ended(reason if self.scheduler == LOCAL else f"{state}: {reason}", now - job.started)

@@ -1,7 +1,8 @@
 """How the embeddings' learning rate is chosen, the same for all methods: by log loss on the selecting rows, from one
 grid and one step beyond it where the best lies at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from launch.sweep import Outcome
 from recsys.method_rows import Trial
@@ -9,7 +10,26 @@ from recsys.method_rows import Trial
 RATE = "optimizer.embedding_learning_rate"
 
 
-def read_trial(rate: float, outcome: Outcome) -> Trial:
+Setup = TypeVar("Setup", bound=Hashable)
+
+
+def tune(
+    setups: Sequence[Setup], rates: Sequence[float], make: Callable[[str, list[tuple[Setup, float]]], Sequence[Outcome]]
+) -> dict[Setup, list[Trial]]:
+    """The trials of every setup, by rising rate. make: a title, setups with rates -> the outcomes of their runs."""
+    found: dict[Setup, list[Trial]] = {setup: [] for setup in setups}
+
+    def run(title: str, keys: list[tuple[Setup, float]]) -> None:
+        for (setup, rate), outcome in zip(keys, make(title, keys), strict=True):
+            found[setup].append(_read_trial(rate, outcome))
+
+    run("learning rates", [(setup, rate) for setup in setups for rate in rates])
+    beyond = [(setup, rate) for setup in setups if (rate := find_next_rate(found[setup])) is not None]
+    run("beyond the grid", beyond)
+    return {setup: sorted(trials, key=lambda trial: trial.learning_rate) for setup, trials in found.items()}
+
+
+def _read_trial(rate: float, outcome: Outcome) -> Trial:
     if outcome.error:
         return Trial(rate, None, outcome.seconds or 0.0, outcome.error)
     summary = outcome.run_dir.read_summary()

@@ -238,20 +238,20 @@ def measure(runs: Sequence[Run], split: str, target: Target | None) -> Figures:
     parameters, state = max(zip(held.embedding, held.embedding_optimizer, strict=False), key=sum)
     return Figures(
         test_auc=_measure_auc(best),
-        test_log_loss=_mean(b.get("test_log_loss") for b in best),
-        test_ne=_mean(b.get("test_ne") for b in best),
-        test_calibration=_mean(b.get("test_calibration") for b in best),
-        target_split_auc=_mean(b.get(f"{split}_auc") for b in best),
+        test_log_loss=mean_over_runs(b.get("test_log_loss") for b in best),
+        test_ne=mean_over_runs(b.get("test_ne") for b in best),
+        test_calibration=mean_over_runs(b.get("test_calibration") for b in best),
+        target_split_auc=mean_over_runs(b.get(f"{split}_auc") for b in best),
         best_epoch=fmean(b["epoch"] for b in best) if best else None,
         embedding_bytes=parameters,
         embedding_optimizer_bytes=state,
-        step_ms_p50=_mean(s.step_ms and s.step_ms.p50 for s in summaries),
-        step_ms_p95=_mean(s.step_ms and s.step_ms.p95 for s in summaries),
-        data_ms_p50=_mean(s.data_ms and s.data_ms.p50 for s in summaries),
-        data_ms_p95=_mean(s.data_ms and s.data_ms.p95 for s in summaries),
-        samples_per_s=_mean(s.samples_per_s for s in summaries),
+        step_ms_p50=mean_over_runs(s.step_ms and s.step_ms.p50 for s in summaries),
+        step_ms_p95=mean_over_runs(s.step_ms and s.step_ms.p95 for s in summaries),
+        data_ms_p50=mean_over_runs(s.data_ms and s.data_ms.p50 for s in summaries),
+        data_ms_p95=mean_over_runs(s.data_ms and s.data_ms.p95 for s in summaries),
+        samples_per_s=mean_over_runs(s.samples_per_s for s in summaries),
         time=measure_time(summaries),
-        train_time_s=_mean(s.train_time_s for s in summaries),
+        train_time_s=mean_over_runs(s.train_time_s for s in summaries),
         epochs=fmean(s.epochs for s in summaries),
         samples=fmean(s.samples for s in summaries),
         peak_memory_gib=max((gib for s in summaries for gib in s.peak_memory_gib or ()), default=None),
@@ -283,7 +283,8 @@ def measure_time(summaries: Sequence[Summary]) -> TimeFigures | None:
     )
 
 
-def _mean(values: Iterable[float | None]) -> Measured | None:
+def mean_over_runs(values: Iterable[float | None]) -> Measured | None:
+    """Of those that are known; with their spread where there are several."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -293,7 +294,7 @@ def _mean(values: Iterable[float | None]) -> Measured | None:
 
 def _measure_auc(best: Sequence[Mapping[str, float]]) -> Measured | None:
     """Test AUC; a single one with the standard error it was recorded with."""
-    found = _mean(evaluation.get("test_auc") for evaluation in best)
+    found = mean_over_runs(evaluation.get("test_auc") for evaluation in best)
     if found is None or found.n > 1 or (error := best[0].get("test_auc_se")) is None:
         return found
     return Measured(found.mean, error, "sampling", 1)

@@ -6,14 +6,14 @@ Relative time is epochs to the target (A) times time per iteration (B), over the
 Equal time: every group has the training time of the group that was done first, and its best evaluation within it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from recsys.auc_difference import AucDifference, Verdict
-from recsys.comparison import Measured
+from recsys.comparison import Measured, mean_over_runs
 from recsys.curves import Arrival, Point, find_arrival
 from recsys.experiment_records import Results
 
@@ -75,11 +75,11 @@ class GroupFigures:
 
     @cached_property
     def auc(self) -> Measured | None:
-        return measure(run.best["test_auc"] for run in self.runs)
+        return mean_over_runs(run.best["test_auc"] for run in self.runs)
 
     @cached_property
     def log_loss(self) -> Measured | None:
-        return measure(run.best["test_log_loss"] for run in self.runs)
+        return mean_over_runs(run.best["test_log_loss"] for run in self.runs)
 
     @cached_property
     def best_epoch(self) -> float | None:
@@ -96,7 +96,7 @@ class GroupFigures:
         if self.budget_s is None:
             return None
         best = [run.best_within(self.budget_s) for run in self.runs]
-        return measure(found["test_auc"] for found in best if found is not None)
+        return mean_over_runs(found["test_auc"] for found in best if found is not None)
 
     @property
     def epochs(self) -> float | None:
@@ -155,14 +155,6 @@ class GroupFigures:
     @property
     def tuning_seconds(self) -> float:
         return sum(run.seconds for run in self.trials)
-
-
-def measure(values: Iterable[float | None]) -> Measured | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    several = len(known) > 1
-    return Measured(fmean(known), stdev(known) if several else None, "seeds" if several else None, len(known))
 
 
 def build_figures(results: Results) -> list[GroupFigures]:

@@ -18,6 +18,7 @@ from recsys.embedding_size import count_parameters
 from recsys.embeddings import METHODS, build_embedding, build_tables
 from recsys.experiment import Experiment, Method, Source, SourceName, as_overrides
 from recsys.models import MODELS
+from recsys.movielens import TABLES, find_tables, table_overrides
 from recsys.parallelism import choose_device
 from recsys.registry import CHOICES
 
@@ -73,22 +74,15 @@ def find_source(experiment: Experiment, data: str | None) -> tuple[SourceName, S
     if data is not None:
         if not Path(data).exists():
             raise ConfigError(f"--data {data}: no such file or directory")
-        files = {what: _find_table(Path(data), what) for what in ("ratings", "movies")}
-        if all(files.values()):
-            name, found = "movielens", [f'data.movielens.{what}="{path}"' for what, path in files.items()]
+        tables = find_tables(Path(data))
+        if len(tables) == len(TABLES):
+            name, found = "movielens", table_overrides(tables)
         else:
             name, found = "criteo", [f'data.criteo.path="{Path(data).resolve()}"']
     if name not in experiment.data:
         known = ", ".join(experiment.data)
         raise ConfigError(f"--data {data}: these are {name} rows; the experiment is defined for: {known}")
     return name, experiment.data[name], found
-
-
-def _find_table(directory: Path, what: str) -> Path | None:
-    if not directory.is_dir():
-        return None
-    found = [path for path in sorted(directory.glob(f"*{what}.*")) if path.suffix in (".parquet", ".csv")]
-    return found[0].resolve() if found else None
 
 
 def plan_groups(experiment: Experiment, source: Source, overrides: Sequence[str], scale: float) -> list[Group]:

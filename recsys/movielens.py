@@ -15,8 +15,9 @@ The files are those of GroupLens, or the same columns in Parquet; both are read 
 """
 
 import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -31,6 +32,7 @@ from configs.schema import Section
 from recsys.batch import Rows
 from recsys.criteo_ids import build_dictionary
 
+TABLES = ("ratings", "movies")
 FEATURE_NAMES = ("user", "movie", "genre", "hour")
 RATING_COLUMNS = {"userId": pa.int64(), "movieId": pa.int64(), "rating": pa.float64(), "timestamp": pa.int64()}
 MOVIE_COLUMNS = {"movieId": pa.int64(), "title": pa.string(), "genres": pa.string()}
@@ -115,6 +117,19 @@ class MovieLens:
         if split not in self._rows:
             raise ValueError(f"split {split!r} is none of {', '.join(self._rows)}")
         return self._rows[split]
+
+
+def find_tables(directory: Path) -> dict[str, Path]:
+    """Those of TABLES whose file, *ratings or *movies, .csv or .parquet, is in the directory."""
+    files = sorted(directory.iterdir()) if directory.is_dir() else []
+    tables = [path for path in files if path.suffix in (".csv", ".parquet")]
+    found = {what: next((path for path in tables if path.stem.endswith(what)), None) for what in TABLES}
+    return {what: path.resolve() for what, path in found.items() if path is not None}
+
+
+def table_overrides(tables: Mapping[str, Path]) -> list[str]:
+    """The keys of a config that name these files."""
+    return [f"data.movielens.{what}={json.dumps(str(path))}" for what, path in tables.items()]
 
 
 def build(options: Options, cache_dir: Path) -> MovieLens:
