@@ -72,8 +72,8 @@ class Buckets {
     for (i64 x = start_[bucket]; x < end; x++) {
       if (x + kAhead < end) {
         const Entry ahead = entries_[x + kAhead];
-        prefetch<Z, true>(gradient + (Z ? i64(ahead.source) * Z : i64(ahead.source) / chunks * dim));
-        prefetch<Z, false>(sums + i64(ahead.location & ~kSign) - first);
+        prefetch<Z, Cache::kL2>(gradient + (Z ? i64(ahead.source) * Z : i64(ahead.source) / chunks * dim));
+        prefetch<Z, Cache::kL1>(sums + i64(ahead.location & ~kSign) - first);
       }
       const Entry entry = entries_[x];
       const i64 place = i64(entry.location & ~kSign) - first, chunk = Z ? 0 : entry.source % chunks;

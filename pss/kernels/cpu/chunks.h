@@ -41,22 +41,43 @@ inline void stream(float* to, Vector<N> value) {
   *(Vector<N>*)to = value;
 }
 
+// Two chunks of 8, one after the other, in one store where the machine has such.
+inline void stream_pair(float* to, const float* first, const float* second) {
+  const Vector<8> low = *(const Vector<8>*)first, high = *(const Vector<8>*)second;
+#if defined(__AVX512F__)
+  const __m512d pair = _mm512_castpd256_pd512((__m256d)low);
+  _mm512_stream_pd((double*)to, _mm512_insertf64x4(pair, (__m256d)high, 1));
+#else
+  stream<8>(to, low), stream<8>(to + 8, high);
+#endif
+}
+
 inline void end_of_stream() {
 #if defined(__SSE__)
   _mm_sfence();
 #endif
 }
 
-// A chunk of M that will be needed soon; Z = 0: any width. Into the L1 cache, to be written maybe. Or, where it comes
-// from far, only into L2: many more lines can be on their way there, which took a third off a lookup in 100 MB.
-template <int Z, bool kIsFar>
+// A chunk of M that will be needed soon; Z = 0: any width. Into the L1 cache, to be written maybe; or only into L2, where
+// many more lines can be on their way.
+enum class Cache { kL1, kL2 };
+template <int Z, Cache kCache>
 inline void prefetch(const float* chunk) {
   const auto fetch = [](const float* place) {
-    if constexpr (kIsFar) __builtin_prefetch(place, 0, 2);
-    else __builtin_prefetch(place, 1, 3);
+    if constexpr (kCache == Cache::kL1) __builtin_prefetch(place, 1, 3);
+    else __builtin_prefetch(place, 0, 2);
   };
   for (int z = 0; z < (Z ? Z : 1); z += 16) fetch(chunk + z);
   if constexpr (Z > 1) fetch(chunk + Z - 1);
+}
+
+// Ahead of chunk j of an array that is read from its begin to its end, once: the machine foresees it, but has too little
+// of a lead while M is being read as well.
+template <int Z>
+inline void prefetch_stream(const float* chunk, i64 j) {
+  constexpr i64 kLead = 1024;  // 64 lines of the cache
+  if (Z >= 16 || j % (16 / std::max(1, Z)) == 0)
+    for (int z = 0; z < std::max(1, Z); z += 16) __builtin_prefetch(chunk + z + kLead, 0, 2);
 }
 
 // to += from · scale over Z floats, or over `width` where Z = 0.

@@ -34,6 +34,7 @@ class LocatedBlock {
 
   // Location of chunk j of every id, with kSign. After the last come kAhead zeros: a place to prefetch from.
   const u32* chunk(i64 j) const { return locations_.data() + j * stride_; }
+  i64 stride() const { return stride_; }  // from chunk j to j + 1
   static constexpr i64 kAhead = 64;
 
   void locate(const Lookup& lookup, i64 from_row, i64 to_row) {
@@ -95,14 +96,20 @@ class LocatedBlock {
   template <class Id>
   void gather_single(const Lookup& lookup, const Id* ids) {
     const Plan& plan = lookup.plan;
-    for (i64 f = 0; f < plan.features; f++) {
-      const i64 first = lookup.offset[lookup.features[f] * lookup.rows];
-      for (i64 row = first_row, x = f; row < last_row; row++, x += plan.features) id_[x] = u64(i64(ids[first + row]));
-      for (i64 row = last_row; row < 2 * last_row - first_row; row += 64 / sizeof(Id))
-        __builtin_prefetch(ids + first + row);  // the next block's: too many short runs for the machine to foresee
+    const i64 features = plan.features, rows = last_row - first_row;
+    for (i64 f = 0; f < features; f++) {
+      const i64 first = lookup.offset[lookup.features[f] * lookup.rows] + first_row;
+      const Id* from = ids + first;
+      u64* to = id_.data() + f;
+      i64 row = 0;
+      for (; row + 8 <= rows; row += 8, to += 8 * features) {
+#pragma GCC unroll 8
+        for (i64 r = 0; r < 8; r++) to[r * features] = u64(i64(from[row + r]));
+        __builtin_prefetch(from + rows + row);  // the next block's: too many short runs for the machine to foresee
+      }
+      for (; row < rows; row++, to += features) *to = u64(i64(from[row]));
       if (lookup.is_scaled)
-        for (i64 row = first_row, x = f; row < last_row; row++, x += plan.features)
-          weight[x] = lookup.weight ? lookup.weight[first + row] : 1.f;
+        for (i64 row = 0, x = f; row < rows; row++, x += features) weight[x] = lookup.weight ? lookup.weight[first + row] : 1.f;
     }
     for (i64 x = keys_filled_; x < size; x++) fill_keys(plan, x % plan.features, x), bag_start[x] = u32(x);
     keys_filled_ = std::max(keys_filled_, size), bag_start[size] = u32(size);

@@ -17,36 +17,69 @@
 namespace pss {
 
 constexpr i64 kStreamedBytes = 16 << 20;  // outputs from this size on do not stay in a cache before they are read
-constexpr i64 kBeyondCaches = 4 << 20;    // elements of M: up to here Adagrad sums the whole gradient and updates then
 constexpr i64 kL2Elements = 1 << 19;      // 2 MiB: one of today's L2 caches, about
+constexpr i64 kL3Elements = 4 << 20;      // 16 MiB, likewise; up to here Adagrad sums the whole gradient and updates then
 constexpr int kThreadsForBuckets = 4;
 
-// Ids ahead of the present one whose chunk j is prefetched: some 16 chunks, 32 where they come from far.
-inline i64 ids_ahead(const Plan& plan, bool is_far) {
-  return std::clamp<i64>((is_far ? 32 : 16) / plan.chunks, 1, LocatedBlock::kAhead);
+// Where most of M is. It decides how its chunks are prefetched, so many of them ahead of the present one.
+enum class Home { kL2, kL3, kMemory };
+
+template <class F>
+void with_home(i64 elements, F f) {
+  if (elements <= kL2Elements) return f(std::integral_constant<Home, Home::kL2>());
+  if (elements <= kL3Elements) return f(std::integral_constant<Home, Home::kL3>());
+  return f(std::integral_constant<Home, Home::kMemory>());
 }
 
-template <int Z, bool kIsFar>
+constexpr i64 kNear = 16, kFar = 64;
+
+// Ids ahead of the present one, whose chunk j is then so many chunks ahead.
+inline i64 ids_ahead(const Plan& plan, i64 chunks) {
+  return std::clamp<i64>(chunks / plan.chunks, 1, LocatedBlock::kAhead);
+}
+
+// From the location of a chunk: what will be needed some ids later.
+template <int Z, Home kHome>
+inline void prefetch_ahead(const float* memory, const u32* location, i64 near, i64 far) {
+  if constexpr (kHome != Home::kL2) prefetch<Z, Cache::kL2>(memory + (location[far] & ~kSign));
+  if constexpr (kHome != Home::kL3) prefetch<Z, Cache::kL1>(memory + (location[near] & ~kSign));
+}
+
+// One id a bag, no weights.
+template <int Z, Home kHome>
 void copy_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out, bool is_streamed) {
   using V = Vector<kLanes<Z>>;
-  const Plan& plan = lookup.plan;
-  const i64 ahead = ids_ahead(plan, kIsFar);
-  for (i64 x = 0; x < block.size; x++)
-    for (i64 j = 0; j < plan.chunks; j++, out += Z) {
-      const u32* location = block.chunk(j) + x;
-      prefetch<Z, kIsFar>(memory + location[ahead]);
-      const float* chunk = memory + *location;
-      for (int z = 0; z < Z; z += kLanes<Z>) {
-        if (is_streamed) stream<kLanes<Z>>(out + z, *(const V*)(chunk + z));
-        else *(V*)(out + z) = *(const V*)(chunk + z);
+  const i64 ids = block.size, chunks = lookup.plan.chunks, stride = block.stride();
+  const i64 near = ids_ahead(lookup.plan, 16), far = ids_ahead(lookup.plan, kHome == Home::kL3 ? kFar / 2 : kFar);
+  if (Z == 8 && is_streamed && chunks % 2 == 0) {
+    for (i64 x = 0; x < ids; x++) {
+      const u32* location = block.chunk(0) + x;
+      for (i64 j = 0; j < chunks; j += 2, out += 16, location += 2 * stride) {
+        prefetch_ahead<Z, kHome>(memory, location, near, far);
+        prefetch_ahead<Z, kHome>(memory, location + stride, near, far);
+        stream_pair(out, memory + location[0], memory + location[stride]);
       }
     }
+    return;
+  }
+  for (i64 x = 0; x < ids; x++) {
+    const u32* location = block.chunk(0) + x;
+    for (i64 j = 0; j < chunks; j++, out += Z, location += stride) {
+      prefetch_ahead<Z, kHome>(memory, location, near, far);
+      for (int z = 0; z < Z; z += kLanes<Z>) {
+        const V part = *(const V*)(memory + *location + z);
+        if (is_streamed) stream<kLanes<Z>>(out + z, part);
+        else *(V*)(out + z) = part;
+      }
+    }
+  }
 }
 
-template <int Z, bool kIsFar>
+template <int Z, Home kHome>
 void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out) {
   const Plan& plan = lookup.plan;
-  const i64 ahead = ids_ahead(plan, kIsFar), bags = (block.last_row - block.first_row) * plan.features;
+  const i64 bags = (block.last_row - block.first_row) * plan.features;
+  const i64 near = ids_ahead(plan, kNear), far = ids_ahead(plan, kHome == Home::kL3 ? kFar / 2 : kFar);
   for (i64 bag = 0; bag < bags; bag++, out += plan.embedding_dim)
     for (i64 j = 0; j < plan.chunks; j++) {
       const u32* location = block.chunk(j);
@@ -55,7 +88,7 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
       float sum[Z ? Z : 1] = {};
       if constexpr (Z == 0) std::fill_n(to, width, 0.f);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch<Z, kIsFar>(memory + (location[x + ahead] & ~kSign));
+        prefetch_ahead<Z, kHome>(memory, location + x, near, far);
         const float weight = lookup.is_scaled ? with_sign(block.weight[x], location[x]) : 1.f;
         add_chunk<Z>(Z ? sum : to, memory + (location[x] & ~kSign), weight, width);
       }
@@ -64,27 +97,33 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
 }
 
 // memory[location + z] += scale · weight · gradient
-template <int Z, bool kIsFar>
+template <int Z, Home kHome>
 void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* gradient, float* memory, float scale) {
   const Plan& plan = lookup.plan;
-  const i64 ahead = ids_ahead(plan, kIsFar), bags = (block.last_row - block.first_row) * plan.features;
+  const i64 near = ids_ahead(plan, kNear), far = ids_ahead(plan, kFar);
   if (Z > 0 && lookup.has_one_id_per_bag && !lookup.is_scaled) {
-    for (i64 x = 0; x < block.size; x++)
-      for (i64 j = 0; j < plan.chunks; j++, gradient += Z) {
-        const u32* location = block.chunk(j) + x;
-        prefetch<Z, kIsFar>(memory + location[ahead]);
+    const i64 ids = block.size, chunks = plan.chunks, stride = block.stride();
+    for (i64 x = 0; x < ids; x++) {
+      const u32* location = block.chunk(0) + x;
+      for (i64 j = 0; j < chunks; j++, gradient += Z, location += stride) {
+        prefetch_ahead<Z, kHome>(memory, location, near, far);
+        prefetch_stream<Z>(gradient, j);
         add_chunk<Z>(memory + *location, gradient, scale, Z);
       }
+    }
     return;
   }
+  const i64 bags = (block.last_row - block.first_row) * plan.features;
   for (i64 bag = 0; bag < bags; bag++, gradient += plan.embedding_dim)
     for (i64 j = 0; j < plan.chunks; j++) {
       const u32* location = block.chunk(j);
+      const float* from = gradient + j * plan.chunk_size;
       const i64 width = Z ? Z : plan.width_of(j);
+      prefetch_stream<Z>(from, j);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch<Z, kIsFar>(memory + (location[x + ahead] & ~kSign));
+        prefetch_ahead<Z, kHome>(memory, location + x, near, far);
         const float weight = lookup.is_scaled ? scale * with_sign(block.weight[x], location[x]) : scale;
-        add_chunk<Z>(memory + (location[x] & ~kSign), gradient + j * plan.chunk_size, weight, width);
+        add_chunk<Z>(memory + (location[x] & ~kSign), from, weight, width);
       }
     }
 }
@@ -126,14 +165,14 @@ at::Tensor robe_bags(const at::Tensor& memory, const at::Tensor& ids, const at::
     constexpr int Z = decltype(size)::value;
     const bool is_aligned = reinterpret_cast<uintptr_t>(to) % 64 == 0;
     const bool is_streamed = is_aligned && Z >= 4 && out.nbytes() >= kStreamedBytes;
-    const bool is_far = plan.memory_size > kL2Elements;
-    for_each_block_in_parallel(lookup, [&](const LocatedBlock& block) {
-      float* rows = to + block.first_row * width;
-      if constexpr (Z > 0)
-        if (lookup.has_one_id_per_bag && !lookup.is_scaled)
-          return is_far ? copy_rows<Z, true>(lookup, block, from, rows, is_streamed)
-                        : copy_rows<Z, false>(lookup, block, from, rows, is_streamed);
-      is_far ? pool_rows<Z, true>(lookup, block, from, rows) : pool_rows<Z, false>(lookup, block, from, rows);
+    with_home(plan.memory_size, [&](auto home) {
+      for_each_block_in_parallel(lookup, [&](const LocatedBlock& block) {
+        float* rows = to + block.first_row * width;
+        if constexpr (Z > 0)
+          if (lookup.has_one_id_per_bag && !lookup.is_scaled)
+            return copy_rows<Z, home.value>(lookup, block, from, rows, is_streamed);
+        pool_rows<Z, home.value>(lookup, block, from, rows);
+      });
     });
   });
   return out;
@@ -157,14 +196,14 @@ void add_gradient(const Lookup& lookup, const float* gradient, float* memory, fl
   with_constant_size(plan, [&](auto constant) {
     constexpr int Z = decltype(constant)::value;
     const auto add = [&](float* to, i64 first_row, i64 last_row) {
-      for_each_block(lookup, first_row, last_row, [&](const LocatedBlock& block) {
-        const float* from = gradient + block.first_row * width;
-        size > kBeyondCaches ? add_rows<Z, true>(lookup, block, from, to, scale)
-                             : add_rows<Z, false>(lookup, block, from, to, scale);
+      with_home(size, [&](auto home) {
+        for_each_block(lookup, first_row, last_row, [&](const LocatedBlock& block) {
+          add_rows<Z, home.value>(lookup, block, gradient + block.first_row * width, to, scale);
+        });
       });
     };
     const bool has_copies = 2 * size * (threads - 1) <= lookup.visited_ids * plan.embedding_dim;
-    if (threads == 1 || (!has_copies && threads < kThreadsForBuckets && size < kBeyondCaches))
+    if (threads == 1 || (!has_copies && threads < kThreadsForBuckets && size < kL3Elements))
       return add(memory, 0, lookup.rows);
     if (has_copies) {
       const at::Tensor copies = at::empty({threads - 1, size}, at::kFloat);
@@ -294,7 +333,7 @@ void robe_bags_adagrad_(at::Tensor& memory, at::Tensor& squares, const at::Tenso
   float *m = memory.data_ptr<float>(), *s = squares.data_ptr<float>();
   const float rate = float(learning_rate), epsilon = float(eps);
   const i64 size = lookup.plan.memory_size;
-  if (size < kBeyondCaches) {
+  if (size < kL3Elements) {
     at::Tensor sums = at::zeros({size}, from.options());
     float* sum = sums.data_ptr<float>();
     add_gradient(lookup, from.const_data_ptr<float>(), sum, 1.f);

@@ -157,6 +157,26 @@ def test_any_lookup(
             torch.testing.assert_close(ours.to_dense(), theirs.to_dense(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("memory_size", [5_000, 600_000, (4 << 20) + 17])  # in L2, in L3, and in neither
+@pytest.mark.parametrize(("dim", "block_size"), [(64, 4), (64, 8), (40, 8), (64, 16), (64, 32), (60, 12)])
+@pytest.mark.parametrize("max_length", [0, 2])
+def test_large_batches(memory_size: int, dim: int, block_size: int, max_length: int, threads: int):
+    """Outputs of 16 MiB and more, which are written past the caches, from M wherever it is."""
+    rows = 3400 if max_length == 0 else 300
+    tables = [table(name, 10**6, dim) for name in "abcdefghijklmnopqrstuvwxyzABCDEFGH"]
+    kernel, plain = (
+        RobeEmbeddingBagCollection(
+            tables, memory_size=memory_size, block_size=block_size, init_scale=1.0, gradient="dense", kernel=kind
+        )
+        for kind in ("auto", "plain")
+    )
+    features = random_kjt([t.name for t in tables], rows, max_id=10**6, max_length=max_length)
+    gradient = torch.randn(rows, len(tables) * dim)
+    (out, summed, _), (expected, exact, _) = (run(module, features, gradient) for module in (kernel, plain))
+    torch.testing.assert_close(out, expected, rtol=0, atol=0 if max_length == 0 else 1e-5)
+    torch.testing.assert_close(summed, exact, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("size", [300, 70_000])  # a copy for every thread, and buckets
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_two_threads_repeat_to_the_bit(size: int, kind: str, threads: int):
