@@ -128,7 +128,7 @@ class Buckets {
     return keys;
   }
 
-  static constexpr i64 kMostBuckets = 1024, kSmallest = 10, kAhead = 16;
+  static constexpr i64 kMostBuckets = 1024, kSmallest = 10, kAhead = 32;
 
   const Lookup& lookup_;
   const int threads_;
