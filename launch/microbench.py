@@ -28,7 +28,7 @@ from rich.table import Table
 
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from pss.kernels import robe_bags
-from recsys.hardware import available_bytes, cache_bytes, last_cache_bytes
+from recsys.hardware import available_bytes, cache_bytes, huge_page_share, last_cache_bytes
 from recsys.heap import keep_freed_memory
 from recsys.kernel_bench import GRIDS, KernelBench, KernelReport, KernelSettings, choose_rows, to_json
 from recsys.kernel_grid import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes
@@ -129,7 +129,6 @@ def build_report(
         "caches": {name: format_mb(size) for name, size in cache_bytes().items()},
         "threads": threads,
         "freed_memory_is_kept": heap,
-        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0"),
         "kernels": "built" if robe_bags.is_available(device.type) else "none: plain PyTorch only",
     }
     del environment["world_size"], environment["threads_per_rank"]
@@ -138,7 +137,7 @@ def build_report(
 
 def _notes(asked: argparse.Namespace, device: torch.device, sizes: Sequence[KernelSize], heap: bool) -> list[str]:
     is_cpu = device.type == "cpu"
-    kept = "stays in the heap, in huge pages where the system has them" if heap else "goes back to the system"
+    kept = "stays in the heap" if heap else "goes back to the system"
     rows = sizes[0].rows
     fewer = f", fewer than the {asked.rows:,} asked for: they take half of the memory" if rows < asked.rows else ""
     of_rows = "" if asked.grid == "paper" else f"Full tables: {rows:,} rows together{fewer}. "
@@ -179,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         report.status = "interrupted"
     report.environment["minutes"] = round((time.perf_counter() - started) / 60, 1)
+    _add_huge_pages(report)
     _write_json(report, asked)
     if report.measurements:
         write_kernel_page(report, output / "index.html")
@@ -187,6 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if report.status == "interrupted":
         print("interrupted: these are partial results", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _add_huge_pages(report: KernelReport) -> None:
+    """What the process held of its tables, outputs and gradients, it still holds."""
+    share = report.environment["huge_page_share"] = huge_page_share()
+    if share is not None and report.settings.device.type == "cpu":
+        report.notes.append(
+            f"{share:.0%} of the memory is in huge pages, which full tables gain more from than a small array "
+            "(THP_MEM_ALLOC_ENABLE=0 turns them off)."
+        )
 
 
 def _write_json(report: KernelReport, asked: argparse.Namespace) -> None:

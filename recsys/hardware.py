@@ -1,5 +1,6 @@
 """What a measurement of kernels depends on in the machine: the caches of its processor, and its memory."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -22,6 +23,15 @@ def cache_bytes(directory: Path = _CPU0_CACHES) -> dict[str, int]:
         if kind != "Instruction":
             found[f"L{level}"] = int(size.removesuffix("K")) << 10
     return found
+
+
+def huge_page_share(rollup: Path = Path("/proc/self/smaps_rollup")) -> float | None:
+    """Of the memory of this process that is no file's; None where the system does not tell."""
+    try:
+        kilobytes = dict(re.findall(r"^(\w+): +(\d+) kB$", rollup.read_text(), re.MULTILINE))
+        return int(kilobytes["AnonHugePages"]) / int(kilobytes["Anonymous"])
+    except (OSError, KeyError, ZeroDivisionError):
+        return None
 
 
 def last_cache_bytes(device: torch.device) -> int:

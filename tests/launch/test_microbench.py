@@ -10,6 +10,7 @@ from launch import microbench
 from launch.microbench import choose_sizes, main, parse_arguments
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from pss.kernels import robe_bags
+from recsys.hardware import huge_page_share
 from recsys.kernel_bench import GRIDS
 from recsys.kernel_grid import KernelSize, paper_sizes, reduced_sizes
 
@@ -98,6 +99,7 @@ def test_the_whole_at_tiny_sizes(tmp_path, capsys):
         assert heading in tables
     assert "bars met: " in said
     assert "Freed memory stays in the heap" in said
+    assert ("of the memory is in huge pages" in said) == (huge_page_share() is not None)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results == json.loads((tmp_path / "b.json").read_text())
     assert results["status"] == "finished"
