@@ -40,7 +40,7 @@ inline i64 ids_ahead(const Plan& plan, i64 chunks) {
 
 // From the location of a chunk: what will be needed some ids later.
 template <int Z, Home kHome>
-inline void prefetch_ahead(const float* memory, const u32* location, i64 near, i64 far) {
+__attribute__((always_inline)) inline void prefetch_ahead(const float* memory, const u32* location, i64 near, i64 far) {
   if constexpr (kHome != Home::kL2) prefetch<Z, Cache::kL2>(memory + (location[far] & ~kSign));
   if constexpr (kHome != Home::kL3) prefetch<Z, Cache::kL1>(memory + (location[near] & ~kSign));
 }
