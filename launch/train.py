@@ -7,8 +7,10 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -26,7 +28,7 @@ from recsys.registry import CHOICES
 from recsys.run_dir import RunDir, describe_environment
 from recsys.trainer import Trainer
 
-EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class Interrupted(BaseException):
@@ -115,13 +117,24 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         run_rank(config)
+        _leave(0)
     except Interrupted:
-        sys.exit(EXIT_INTERRUPTED)
-    # All is written and closed. Taking the interpreter down could still abort: libraries below keep threads of their
-    # own beyond the process group, and a rank that trained to its end has been seen to die of one here.
+        _leave(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        _leave(EXIT_FAILED)
+
+
+def _leave(status: int) -> NoReturn:
+    """The end of this process, at once: all is written and closed.
+
+    Taking the interpreter down, or only the exception and with it the model, could abort or wait for ever: libraries
+    below keep threads beyond the process group, and a DistributedDataParallel that is the last to hold it joins its
+    thread while both want the interpreter's lock (torch 2.13; both have been seen).
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ no sparse gradients but those of `nn.Embedding`: a shared array that sends them 
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def process_group(section: ParallelismSection, device: torch.device) -> Iterator
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
+        gc.collect()  # a DistributedDataParallel that outlives the group can wait for ever when it is freed
         dist.destroy_process_group()
 
 

@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 from torchx.specs import AppState, AppStatus
 
@@ -69,14 +70,18 @@ def test_interrupting_a_sweep_of_jobs_ends_their_ranks(tmp_path):
             assert time.time() < deadline
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=30)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "interrupted: the same command goes on from here"
     assert run_dir.read_summary()["status"] == "interrupted"
+    assert len(family) >= 3, "torchrun and two ranks"
+    assert alive == []
 
 
 class FakeRunner:
