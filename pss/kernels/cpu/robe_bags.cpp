@@ -187,8 +187,8 @@ void add_copies(const float* copies, i64 count, float* memory, i64 size) {
 }
 
 // memory += scale · Σ chunks of the gradient, at their locations. Where there is much to add every thread has a copy of
-// memory for its rows. Otherwise chunks are divided into buckets, which costs more than a second thread gains unless
-// memory is beyond the caches.
+// memory for its rows. Otherwise chunks are divided into buckets, or left to one thread, which is faster than two with
+// buckets: 7.6 ms against 11.3 in 100 MB. (Two threads that each add what lies in their half of memory took 8.5.)
 void add_gradient(const Lookup& lookup, const float* gradient, float* memory, float scale) {
   const Plan& plan = lookup.plan;
   const int threads = at::get_num_threads();
@@ -203,8 +203,7 @@ void add_gradient(const Lookup& lookup, const float* gradient, float* memory, fl
       });
     };
     const bool has_copies = 2 * size * (threads - 1) <= lookup.visited_ids * plan.embedding_dim;
-    if (threads == 1 || (!has_copies && threads < kThreadsForBuckets && size < kL3Elements))
-      return add(memory, 0, lookup.rows);
+    if (threads == 1 || (!has_copies && threads < kThreadsForBuckets)) return add(memory, 0, lookup.rows);
     if (has_copies) {
       const at::Tensor copies = at::empty({threads - 1, size}, at::kFloat);
       float* copy = copies.data_ptr<float>();
