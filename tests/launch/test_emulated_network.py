@@ -100,7 +100,7 @@ def test_what_is_measured_is_what_was_asked_for(rate_mbit, delay_us):
         measured = network.measure(0.6)
         counts = network.read_counts()
     assert 0.7 * rate_mbit <= measured.rate_mbit <= rate_mbit  # 0.95 where nothing else needs the cores
-    assert 2 * delay_us <= measured.round_trip_us <= 2 * 1.1 * delay_us
+    assert 2 * delay_us <= measured.round_trip_us <= 2 * delay_us + 1000  # 100 us where nothing else needs the cores
     assert counts.dropped == 0
     assert counts.bytes > measured.rate_mbit * 1e6 / 8 * 0.6 * 2
     assert 0 < counts.cpu_s < 5
