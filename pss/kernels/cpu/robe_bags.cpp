@@ -31,18 +31,24 @@ void with_home(i64 elements, F f) {
   return f(std::integral_constant<Home, Home::kMemory>());
 }
 
-constexpr i64 kNear = 16, kFar = 64;
+// How many ids ahead of the present one their chunk j is prefetched: as many as have so many chunks.
+struct Ahead {
+  static constexpr i64 kNear = 16, kFar = 64;
+  i64 near, far;  // into L1, into L2
 
-// Ids ahead of the present one, whose chunk j is then so many chunks ahead.
-inline i64 ids_ahead(const Plan& plan, i64 chunks) {
-  return std::clamp<i64>(chunks / plan.chunks, 1, LocatedBlock::kAhead);
-}
+  Ahead(const Plan& plan, i64 near_chunks, i64 far_chunks)
+      : near(std::clamp<i64>(near_chunks / plan.chunks, 1, LocatedBlock::kAhead)),
+        far(std::clamp<i64>(far_chunks / plan.chunks, 1, LocatedBlock::kAhead)) {}
+
+  // For bags of several ids: of one bag they are read without the other chunks in between.
+  static Ahead of_bags(const Plan& plan) { return Ahead(plan, 2 * kNear, 2 * kFar); }
+};
 
 // From the location of a chunk: what will be needed some ids later.
 template <int Z, Home kHome>
-__attribute__((always_inline)) inline void prefetch_ahead(const float* memory, const u32* location, i64 near, i64 far) {
-  if constexpr (kHome != Home::kL2) prefetch<Z, Cache::kL2>(memory + (location[far] & ~kSign));
-  if constexpr (kHome != Home::kL3) prefetch<Z, Cache::kL1>(memory + (location[near] & ~kSign));
+__attribute__((always_inline)) inline void prefetch_ahead(const float* memory, const u32* location, Ahead ahead) {
+  if constexpr (kHome != Home::kL2) prefetch<Z, Cache::kL2>(memory + (location[ahead.far] & ~kSign));
+  if constexpr (kHome != Home::kL3) prefetch<Z, Cache::kL1>(memory + (location[ahead.near] & ~kSign));
 }
 
 // One id a bag, no weights.
@@ -50,13 +56,13 @@ template <int Z, Home kHome>
 void copy_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out, bool is_streamed) {
   using V = Vector<kLanes<Z>>;
   const i64 ids = block.size, chunks = lookup.plan.chunks, stride = block.stride();
-  const i64 near = ids_ahead(lookup.plan, 16), far = ids_ahead(lookup.plan, kHome == Home::kL3 ? kFar / 2 : kFar);
+  const Ahead ahead(lookup.plan, Ahead::kNear, kHome == Home::kL3 ? Ahead::kFar / 2 : Ahead::kFar);
   if (Z == 8 && is_streamed && chunks % 2 == 0) {
     for (i64 x = 0; x < ids; x++) {
       const u32* location = block.chunk(0) + x;
       for (i64 j = 0; j < chunks; j += 2, out += 16, location += 2 * stride) {
-        prefetch_ahead<Z, kHome>(memory, location, near, far);
-        prefetch_ahead<Z, kHome>(memory, location + stride, near, far);
+        prefetch_ahead<Z, kHome>(memory, location, ahead);
+        prefetch_ahead<Z, kHome>(memory, location + stride, ahead);
         stream_pair(out, memory + location[0], memory + location[stride]);
       }
     }
@@ -65,7 +71,7 @@ void copy_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
   for (i64 x = 0; x < ids; x++) {
     const u32* location = block.chunk(0) + x;
     for (i64 j = 0; j < chunks; j++, out += Z, location += stride) {
-      prefetch_ahead<Z, kHome>(memory, location, near, far);
+      prefetch_ahead<Z, kHome>(memory, location, ahead);
       for (int z = 0; z < Z; z += kLanes<Z>) {
         const V part = *(const V*)(memory + *location + z);
         if (is_streamed) stream<kLanes<Z>>(out + z, part);
@@ -79,7 +85,7 @@ template <int Z, Home kHome>
 void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* memory, float* out) {
   const Plan& plan = lookup.plan;
   const i64 bags = (block.last_row - block.first_row) * plan.features;
-  const i64 near = ids_ahead(plan, kNear), far = ids_ahead(plan, kHome == Home::kL3 ? kFar / 2 : kFar);
+  const Ahead ahead = Ahead::of_bags(plan);
   for (i64 bag = 0; bag < bags; bag++, out += plan.embedding_dim)
     for (i64 j = 0; j < plan.chunks; j++) {
       const u32* location = block.chunk(j);
@@ -88,7 +94,7 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
       float sum[Z ? Z : 1] = {};
       if constexpr (Z == 0) std::fill_n(to, width, 0.f);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch_ahead<Z, kHome>(memory, location + x, near, far);
+        prefetch_ahead<Z, kHome>(memory, location + x, ahead);
         const float weight = lookup.is_scaled ? with_sign(block.weight[x], location[x]) : 1.f;
         add_chunk<Z>(Z ? sum : to, memory + (location[x] & ~kSign), weight, width);
       }
@@ -100,19 +106,20 @@ void pool_rows(const Lookup& lookup, const LocatedBlock& block, const float* mem
 template <int Z, Home kHome>
 void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* gradient, float* memory, float scale) {
   const Plan& plan = lookup.plan;
-  const i64 near = ids_ahead(plan, kNear), far = ids_ahead(plan, kFar);
   if (Z > 0 && lookup.has_one_id_per_bag && !lookup.is_scaled) {
     const i64 ids = block.size, chunks = plan.chunks, stride = block.stride();
+    const Ahead ahead(plan, Ahead::kNear, Ahead::kFar);
     for (i64 x = 0; x < ids; x++) {
       const u32* location = block.chunk(0) + x;
       for (i64 j = 0; j < chunks; j++, gradient += Z, location += stride) {
-        prefetch_ahead<Z, kHome>(memory, location, near, far);
+        prefetch_ahead<Z, kHome>(memory, location, ahead);
         prefetch_stream<Z>(gradient, j);
         add_chunk<Z>(memory + *location, gradient, scale, Z);
       }
     }
     return;
   }
+  const Ahead ahead = Ahead::of_bags(plan);
   const i64 bags = (block.last_row - block.first_row) * plan.features;
   for (i64 bag = 0; bag < bags; bag++, gradient += plan.embedding_dim)
     for (i64 j = 0; j < plan.chunks; j++) {
@@ -121,7 +128,7 @@ void add_rows(const Lookup& lookup, const LocatedBlock& block, const float* grad
       const i64 width = Z ? Z : plan.width_of(j);
       prefetch_stream<Z>(from, j);
       for (i64 x = block.bag_start[bag]; x < block.bag_start[bag + 1]; x++) {
-        prefetch_ahead<Z, kHome>(memory, location + x, near, far);
+        prefetch_ahead<Z, kHome>(memory, location + x, ahead);
         const float weight = lookup.is_scaled ? scale * with_sign(block.weight[x], location[x]) : scale;
         add_chunk<Z>(memory + (location[x] & ~kSign), from, weight, width);
       }
