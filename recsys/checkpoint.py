@@ -1,4 +1,4 @@
-"""Checkpoints on torch.distributed.checkpoint: model, optimizer, random state, position in the data.
+"""Checkpoints on torch.distributed.checkpoint: model, optimizer, position in the data.
 
     checkpoints/step_<n>/   the shards of all ranks, state.json (what the trainer needs), identity.json
     checkpoints/best/       the same at the best evaluation so far, if asked for
@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -47,12 +45,10 @@ class Checkpoints:
         final, temporary = self.directory / name, self.directory / f".{name}"
         on_first_rank(lambda: _make_empty(temporary))
         save(self._tensors(model, optimizer), checkpoint_id=temporary)
-        torch.save(torch.get_rng_state(), temporary / f"random_{self.ranks.rank}.pt")
-        dist.barrier()
         on_first_rank(lambda: self._finish(temporary, final, state))
 
     def load(self, path: Path, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, Any]:
-        """Fills model, optimizer and random state in place and returns the trainer's state.
+        """Fills model and optimizer in place and returns the trainer's state.
 
         Raises ValueError naming every difference when the checkpoint is of another model, method, hash or data.
         """
@@ -61,9 +57,6 @@ class Checkpoints:
         load(tensors, checkpoint_id=path)
         unwrapped(model).load_state_dict(tensors["model"])
         optimizer.load_state_dict(tensors["optimizer"])
-        random = path / f"random_{self.ranks.rank}.pt"
-        if random.exists():  # absent when there were fewer ranks
-            torch.set_rng_state(torch.load(random, weights_only=True))
         return state
 
     def _tensors(self, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, Any]:

@@ -3,8 +3,7 @@
     h_0 = x (B, inputs);   h_k = dropout(relu(W_k h_{k−1} + b_k));   logit = W h_K + b (B, 1)
 
 Its bias is the bias of the whole model. Layers start as PyTorch's `nn.Linear` does; no batch normalisation. What is
-dropped comes from PyTorch's own generator: it does not follow run.seed, is the same on all ranks, and a run that
-continues from a checkpoint drops other units than one that was not stopped.
+dropped follows run.seed, rank and step (`recsys.assemble.TrainStep`).
 """
 
 import torch

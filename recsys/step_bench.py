@@ -112,7 +112,8 @@ class Bench:
         self.config, self.ranks, self.mode = config, ranks, mode
         self.assembly = assemble(config, dataset, ranks)
         self.batches = _cycle_of_batches(config, dataset, ranks)
-        self.train_step = TrainStep(self.assembly.model, self.assembly.optimizer, total_steps=1_000_000)
+        model, optimizer = self.assembly.model, self.assembly.optimizer
+        self.train_step = TrainStep(model, optimizer, 1_000_000, seed=config.run.seed, ranks=ranks)
         self.num_features = len(dataset.feature_names)
         self.made = 0
         self.assembly.model.train(mode == "train")

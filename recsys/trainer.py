@@ -80,7 +80,7 @@ class Trainer:
             print(f"no profiled windows: {obstacle}", flush=True)
         self.splits = [s for s in ("validation", "test") if dataset.num_rows(s)]
         self.progress = Progress()
-        self.train_step = TrainStep(model, optimizer, self.total_steps)
+        self.train_step = TrainStep(model, optimizer, self.total_steps, seed=config.run.seed, ranks=ranks)
         self.peak_gib: list[float] = []
         self.step_timer, self.data_timer = StepTimer(ranks.device), StepTimer(ranks.device)
         self.step_times, self.data_times = StepTimes(), StepTimes()

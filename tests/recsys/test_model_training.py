@@ -83,7 +83,7 @@ def train(variant, method, *, rank=0, world_size=1, steps=STEPS, sharding="plann
 
     model, optimizer = place(variant, method, world_size, sharding)
     assert isinstance(optimizer, CombinedOptimizer)
-    train_step, unseen = TrainStep(model, optimizer, steps), share_of(99)
+    train_step, unseen = TrainStep(model, optimizer, steps, seed=0, ranks=Ranks(rank, world_size, CPU)), share_of(99)
 
     def logits():
         with torch.no_grad():

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,6 +121,31 @@ def test_seeds_change_the_run_and_nothing_else_does(run):
 
     assert curve() == curve()
     assert curve() != curve("run.seed=1")
+
+
+def test_what_is_dropped_follows_from_seed_rank_and_step(run):
+    dropped = ["model.architecture=deepfm", "model.deepfm.dropout=0.5", "optimizer.embedding_learning_rate=0.5"]
+
+    def last_losses(*overrides):
+        torch.rand(7)  # whatever was drawn before
+        records = run(*dropped, "logging.every_steps=1", *overrides)[2]
+        return [r["quality/train_log_loss"] for r in records if "quality/train_log_loss" in r][-4:]
+
+    whole = last_losses("run.name=whole", "training.max_steps=12")
+    last_losses("run.name=stopped", "training.max_steps=8", "checkpoint.at_end=true")
+    assert last_losses("run.name=stopped", "training.max_steps=12") == whole
+
+    def drawn(seed, rank, step):
+        model = torch.nn.Dropout()
+        model.forward = lambda dense, ids: torch.nn.functional.dropout(dense)
+        optimizer = SimpleNamespace(zero_grad=lambda **_: None, step=lambda: None)
+        train_step = TrainStep(model, optimizer, 9, seed=seed, ranks=Ranks(rank, 2, torch.device("cpu")))
+        rows = torch.linspace(0, 1, 64).unsqueeze(1).requires_grad_()
+        return train_step(SimpleNamespace(dense_features=rows, sparse_features=None, labels=torch.ones(64)), step)
+
+    places = [(0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2)]
+    assert [drawn(*place) for place in places] == [drawn(*place) for place in places]
+    assert len({float(drawn(*place)) for place in places}) == 4
 
 
 def test_profiled_windows_change_nothing_but_the_clock(run):
