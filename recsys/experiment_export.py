@@ -35,19 +35,29 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def to_latex(found: ExperimentTables) -> str:
-    """The paper-shaped tables, for \\usepackage{booktabs}."""
+    """The paper-shaped tables, for \\usepackage{booktabs,graphicx}; what is wider than a line is scaled down to it."""
     return "\n".join(_latex_table(table, found.results.experiment.title) for table in found.paper)
 
 
 def _latex_table(table: Table, title: str) -> str:
-    body = [" & ".join(_escape_latex(_flat(cell)) for cell in row) + r" \\" for row in table.rows]
+    body = [line for row in table.rows for line in _latex_lines(row)]
     head = " & ".join(_escape_latex(heading) for heading in table.headings) + r" \\"
     columns = "l" + "r" * (len(table.headings) - 1)
     caption = rf"\caption{{{_escape_latex(f'{title}. {table.title}')}}}"
     return "\n".join(
-        [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule",
-         *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+        [r"\begin{table}", r"\centering", caption, r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}}",
+         r"\end{table}", ""]
     )  # fmt: skip
+
+
+def _latex_lines(row: Sequence[Cell]) -> list[str]:
+    """The row, and under it in small print what its cells say beside: side by side they are wider than a page."""
+    first = " & ".join(_escape_latex(cell.text) for cell in row) + r" \\"
+    if not any(cell.detail for cell in row):
+        return [first]
+    details = (rf"\scriptsize {_escape_latex(cell.detail)}" if cell.detail else "" for cell in row)
+    return [first + "[-3pt]", " & ".join(details) + r" \\", r"\addlinespace[2pt]"]
 
 
 _LATEX = {"×": r"$\times$", "±": r"$\pm$", "−": r"$-$", "–": "--", "ε": r"$\varepsilon$", "·": r"$\cdot$"}
