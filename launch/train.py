@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -63,19 +65,26 @@ def run_rank(config: RunConfig) -> None:
         keep_freed_memory()
     if rank == 0:
         run_dir.check_free(config.run.overwrite, resume=resume)
-    try:
+    with _bad_end_is_told(run_dir, rank):
         # Before the process group: building a cache may take longer than a collective may wait.
         dataset = build_dataset(config.data)
         check_data(dataset, config.training.target_auc)
-        with process_group(config.parallelism, device) as ranks:
+        with process_group(config.parallelism, device) as ranks, _bad_end_is_told(run_dir, rank):
             if ranks.is_first:
                 environment = describe_environment(device, ranks.world_size)
                 run_dir.create(dump_config(config, CHOICES), environment, resume=resume)
                 track_start(run_dir, resolved(config, CHOICES))
             reason = train(config, dataset, run_dir, ranks)
-        if rank == 0:
-            track_end(run_dir)
-            print(f"{run_dir.path}: training ended ({reason})", flush=True)
+    if rank == 0:
+        track_end(run_dir)
+        print(f"{run_dir.path}: training ended ({reason})", flush=True)
+
+
+@contextmanager
+def _bad_end_is_told(run_dir: RunDir, rank: int) -> Iterator[None]:
+    """In the run's summary; within the process group, whose end may wait for ranks that do not answer."""
+    try:
+        yield
     except Interrupted:
         run_dir.mark_ended("interrupted", rank, "interrupted")
         raise

@@ -179,8 +179,8 @@ class Trainer:
         if newest is not None:
             self.progress = Progress(**self.checkpoints.load(newest, self.model, self.optimizer))
         self.watch = Stopwatch(self.ranks.device, self.progress.train_time_s)
+        self.recorder.write_summary(self.summary("running", None))  # before any record: a run that is ended has both
         self.recorder.start(self.total_steps, self.progress.step)
-        self.recorder.write_summary(self.summary("running", None))
 
     def _save(self, name: str) -> None:
         with self.watch.paused():

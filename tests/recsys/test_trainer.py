@@ -186,6 +186,16 @@ def test_the_scores_of_the_best_evaluation_are_kept(run, tmp_path):
         RunDir(tmp_path / "without").read_scores()
 
 
+def test_a_run_that_is_ended_as_it_begins_has_a_summary(run, tmp_path, monkeypatch):
+    def end(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recsys.trainer.Recorder.start", end)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert RunDir(tmp_path / "debug").read_summary()["status"] == "running"
+
+
 def test_a_loss_that_is_not_finite_is_told_with_its_step(run):
     class Broken(TrainStep):
         def __call__(self, batch, step):
