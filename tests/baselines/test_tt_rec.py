@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 from typing import Any
 
@@ -11,55 +10,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.fx import symbolic_trace
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from baselines import tt_rec
 from baselines.tt_rec import EMPTY, Options, TTRecEmbeddingBagCollection, cell, fit
 from configs.request import CompressionRefused, EmbeddingRequest
 from tests.baselines.test_tt_cores import reconstruct
+from tests.baselines.tt_rec_tables import KEYS, cached_ids, mixed_kjt, mixed_tables, read, single
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 from tests.ranks import run_ranks
-
-KEYS = ["d", "a", "b", "c", "e"]
-
-
-def mixed_tables() -> list[EmbeddingBagConfig]:
-    """Dimensions 16, 7, 5 and 3, a shared feature, a table of two features, sum and mean; at rank 3 all
-    are trains but u and z."""
-    return [
-        table("t", 211, 16, ["a", "b"]),
-        table("u", 3, 16, ["e"]),
-        table("v", 97, 7, ["c"], PoolingType.MEAN),
-        table("w", 101, 5, ["d"]),
-        table("x", 50, 16, ["a"]),
-        table("y", 89, 3, ["c"]),
-        table("z", 3, 5, ["e"]),
-    ]
-
-
-def mixed_kjt(max_length: int, is_weighted: bool = False, seed: int = 0) -> KeyedJaggedTensor:
-    """Ids up to 50; of feature e, whose tables have three rows, up to 3."""
-    features = random_kjt(KEYS, 3, max_id=50, max_length=max_length, weighted=is_weighted, seed=seed)
-    ids = features.values().clone()
-    start = features.offset_per_key()[KEYS.index("e")]
-    ids[start:] %= 3
-    return KeyedJaggedTensor(KEYS, ids, features.weights_or_none(), lengths=features.lengths())
-
-
-def read(module: nn.Module, ids: list[int], key: str = "a") -> Tensor:
-    """The rows of these ids, one bag each: (len(ids), D)."""
-    lengths = torch.ones(len(ids), dtype=torch.int64)
-    return module(KeyedJaggedTensor([key], torch.tensor(ids), lengths=lengths)).values()
-
-
-def single(**options: Any) -> TTRecEmbeddingBagCollection:
-    """One train of 100 rows, of which by default two can be cached."""
-    return TTRecEmbeddingBagCollection([table("a", 100, 8)], **{"rank": 2, "cache_share": 0.02, **options})
-
-
-def cached_ids(module: TTRecEmbeddingBagCollection) -> set[int]:
-    return {key for key in module.cached_keys.tolist() if key != EMPTY}
 
 
 @pytest.mark.parametrize("cores", [3, 4])
@@ -211,84 +171,6 @@ def test_defaults_work_at_toy_size():
     assert TTRecEmbeddingBagCollection([]).embedding_bag_configs() == []
 
 
-def test_the_cache_takes_the_most_frequent_rows_and_changes_no_output(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tt_rec, "FILL_ROWS", 1)
-    module = single(cache_warmup=0.5)
-    everything = list(range(100))
-    module.eval()
-    before = read(module, everything)  # not counted
-    module.train()
-    for step in range(1, 4):
-        read(module, [7, 7, 7, 42, 42, 99, 3])
-        module.end_step(step, 6)
-        assert cached_ids(module) == (set() if step < 3 else {7, 42})
-    assert module.read_counts.nonzero().flatten().tolist() == [3, 7, 42, 99]
-    assert module.read_counts[[3, 7, 42, 99]].tolist() == [3, 9, 6, 3]
-    torch.testing.assert_close(module.eval()(random_kjt(["a"], 9, max_id=100)).values(), pooled_by_cell(
-        module, cell, random_kjt(["a"], 9, max_id=100)).float())  # fmt: skip
-    torch.testing.assert_close(read(module, everything), before)
-
-
-def test_cached_rows_learn_in_the_cache_alone():
-    module = single(cache_warmup=0.0)
-    read(module, [7, 42])
-    module.end_step(1, 10)
-    computed = reconstruct(module.table_parts(0)[0])
-    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
-    read(module, [7, 42, 7]).sum().backward()
-    assert module.memory.grad is not None
-    assert not module.memory.grad[: -2 * 8].any()  # nothing for the train
-    optimizer.step()
-    torch.testing.assert_close(reconstruct(module.table_parts(0)[0]), computed)
-    torch.testing.assert_close(read(module, [7, 42, 8]), computed[[7, 42, 8]] - torch.tensor([[2.0], [1.0], [0.0]]))
-
-
-def test_a_refresh_keeps_what_staying_rows_learned_and_forgets_the_evicted():
-    module = single(cache_warmup=0.0, cache_refresh_steps=2)
-    for ids, step in [([7, 42, 42], 1), ([7], 2)]:
-        read(module, ids)
-        module.end_step(step, 10)
-    places = dict(zip(module.cached_keys.tolist(), module.cached_places.tolist(), strict=True))
-    with torch.no_grad():
-        module.table_parts(0)[1].fill_(5.0)
-    read(module, [3, 3, 3])
-    assert cached_ids(module) == {7, 42}  # until the refresh is due
-    module.end_step(3, 10)
-    assert cached_ids(module) == {3, 7}  # 7 and 42 have been read twice: the smaller wins
-    computed = reconstruct(module.table_parts(0)[0])
-    torch.testing.assert_close(
-        read(module, [7, 42, 3]), torch.stack([torch.full((8,), 5.0), computed[42], computed[3]])
-    )
-    assert dict(zip(module.cached_keys.tolist(), module.cached_places.tolist(), strict=True)) == {
-        7: places[7], 3: places[42],
-    }  # fmt: skip
-    read(module, [42])
-    read(module, [7, 7, 5, 5, 5])
-    module.end_step(4, 10)
-    module.end_step(5, 10)
-    assert cached_ids(module) == {3, 7}  # a tie of 3, 42 and 5 at three reads: the cached one stays
-
-
-def test_a_cache_that_is_not_refreshed_stops_counting():
-    module = single(cache_warmup=0.0, cache_refresh_steps=0)
-    for step in (1, 2, 3):
-        read(module, [step])
-        module.end_step(step, 3)
-    assert cached_ids(module) == {1}  # and an empty place
-    assert module.read_counts.sum() == 1
-    assert module._reads == []
-
-
-def test_reads_of_a_forward_without_a_step_are_counted_with_the_next():
-    module = single(cache_warmup=0.0)
-    read(module, [4, 4])
-    read(module, [4, 5])
-    module.end_step(1, 1)
-    assert module.read_counts[[4, 5]].tolist() == [3, 1]
-    module.end_step(2, 2)
-    assert module.read_counts.sum() == 4
-
-
 class LargestTensor(TorchDispatchMode):
     """Elements of the largest tensor that any operation returns, backward included."""
 
@@ -349,24 +231,6 @@ def test_two_ranks_equal_one_process():
     for found, *found_cache in run_ranks(step_on, 2):
         torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(memory), rtol=0, atol=2e-5)
         assert found_cache == cache
-
-
-def test_state_dict_carries_the_cache_and_its_counts():
-    module = single(cache_warmup=0.0, cache_refresh_steps=2)
-    read(module, [7, 42, 42])
-    module.end_step(1, 10)
-    nn.init.normal_(module.memory)
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
-    other = single(cache_warmup=0.0, cache_refresh_steps=2)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(read(other, [7, 42, 1]), read(module, [7, 42, 1]))
-    for resumed in (module, other):
-        read(resumed, [3, 3, 3])  # 7 has been read twice, 42 three times
-        resumed.end_step(3, 10)
-        assert cached_ids(resumed) == {3, 42}
-    assert torch.equal(module.cached_keys, other.cached_keys)
 
 
 @pytest.mark.parametrize(
