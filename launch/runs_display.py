@@ -1,7 +1,9 @@
-"""What is shown while runs are made: a bar of all with the time left, and one of each that is being made, fed from its
-run directory. Off a terminal a line for each end."""
+"""Many runs, some at a time, and what is shown meanwhile: a bar of all with the time left, and one of each that is
+being made, fed from its run directory. Off a terminal a line for each end."""
 
 import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from rich.console import Console
@@ -14,6 +16,29 @@ from recsys.number_formats import format_seconds
 from recsys.run_dir import RunDir
 
 _READ_EVERY_S = 1.0
+
+
+def make_runs(
+    configs: Sequence[RunConfig],
+    jobs: int,
+    title: str,
+    start: Callable[[int], None],
+    look: Callable[[], Mapping[int, Ended]],
+) -> list[Ended]:
+    """How the runs ended, in order. start(index) begins one, `jobs` at a time; look() waits a moment and returns those
+    that have ended since, by index."""
+    waiting, ended = deque(range(len(configs))), dict[int, Ended]()
+    with RunsDisplay(title, len(configs), jobs) as display:
+        while len(ended) < len(configs):
+            while waiting and len(configs) - len(waiting) - len(ended) < jobs:
+                index = waiting.popleft()
+                display.start(configs[index])
+                start(index)
+            for index, end in look().items():
+                ended[index] = end
+                display.finish(configs[index], end)
+            display.update(len(waiting))
+    return [ended[index] for index in range(len(configs))]
 
 
 class RunsDisplay:

@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from configs.load import ConfigError
 from configs.schema import RunConfig
 from launch.cells import Cell, Ended, run_dir_of
 from launch.components import baseline, compressed
-from launch.runs_display import RunsDisplay
+from launch.runs_display import make_runs
 from recsys.embeddings import METHODS
 from recsys.run_dir import RunDir
 
@@ -81,27 +80,27 @@ class TorchxRuns:
         configs = [cell.load() for cell in cells]
         for cell, config in zip(cells, configs, strict=True):
             self._plan(cell, config)
-        waiting = deque(range(len(cells)))
+        ended: list[Ended] = []
         running: dict[int, _Running] = {}
-        ended: dict[int, Ended] = {}
-        with _signals_kept(), get_runner() as runner, RunsDisplay(title, len(cells), self.jobs) as display:
+        with _signals_kept(), get_runner() as runner:
+
+            def start(index: int) -> None:
+                running[index] = self._start(runner, cells[index], configs[index])
+
+            def look() -> dict[int, Ended]:
+                time.sleep(_POLL_S.get(self.scheduler, _REMOTE_POLL_S))
+                found = {index: self._look(runner, job, configs[index]) for index, job in running.items()}
+                gone = {index: end for index, end in found.items() if end is not None}
+                for index in gone:
+                    del running[index]
+                return gone
+
             try:
-                while waiting or running:
-                    while waiting and len(running) < self.jobs:
-                        index = waiting.popleft()
-                        display.start(configs[index])
-                        running[index] = self._start(runner, cells[index], configs[index])
-                    for index, job in list(running.items()):
-                        if (found := self._look(runner, job, configs[index])) is not None:
-                            del running[index]
-                            ended[index] = found
-                            display.finish(configs[index], found)
-                    display.update(len(waiting))
-                    time.sleep(_POLL_S.get(self.scheduler, _REMOTE_POLL_S))
+                ended = make_runs(configs, self.jobs, title, start, look)
             except (KeyboardInterrupt, SignalException):  # the latter is what torchx's own signal handler raises
                 self._cancel(runner, list(running.values()))
                 raise KeyboardInterrupt from None
-        return [ended[index] for index in range(len(cells))]
+        return ended
 
     def _plan(self, cell: Cell, config: RunConfig) -> AppDef:
         component = baseline if METHODS[config.embedding.method].placement == "shard" else compressed

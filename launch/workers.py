@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
@@ -22,7 +21,7 @@ from types import FrameType
 
 from configs.schema import RunConfig
 from launch.cells import LOG, Cell, Ended, run_dir_of
-from launch.runs_display import RunsDisplay
+from launch.runs_display import make_runs
 from launch.train import EXIT_INTERRUPTED, Interrupted, run_rank
 
 _POLL_S = 0.5
@@ -64,20 +63,12 @@ class Workers:
     def run(self, cells: Sequence[Cell], title: str = "runs") -> list[Ended]:
         """Makes every run, whatever becomes of the others; how they ended, in order."""
         configs = [cell.load() for cell in cells]
-        ended: dict[int, Ended] = {}
-        waiting = deque(range(len(configs)))
-        with RunsDisplay(title, len(configs), self.jobs) as display:
-            while waiting or self._running:
-                while waiting and len(self._running) < self.jobs:
-                    index = waiting.popleft()
-                    display.start(configs[index])
-                    self._give(configs[index], index)
-                for worker in self._ready():
-                    index = self._running.pop(worker)
-                    ended[index] = self._take(worker, configs[index])
-                    display.finish(configs[index], ended[index])
-                display.update(len(waiting))
-        return [ended[index] for index in range(len(configs))]
+
+        def look() -> dict[int, Ended]:
+            indices = {worker: self._running.pop(worker) for worker in self._ready()}
+            return {index: self._take(worker, configs[index]) for worker, index in indices.items()}
+
+        return make_runs(configs, self.jobs, title, lambda index: self._give(configs[index], index), look)
 
     def _give(self, config: RunConfig, index: int) -> None:
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
