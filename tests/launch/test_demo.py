@@ -1,17 +1,15 @@
 """The demo on 2,000 rows, generated and read back from a TSV: three runs, a table, a page."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from launch.demo import device_overrides
 from recsys.run_dir import RunDir
+from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [
@@ -69,23 +67,15 @@ def test_one_gpu_takes_one_rank(monkeypatch, gpus, keys):
 
 
 def test_interrupting_ends_the_job_and_leaves_a_valid_run(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.demo", "--runs", str(tmp_path), *SMALL, "training.epochs=10000"], cwd=ROOT,
-        start_new_session=True, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     run_dir = RunDir(tmp_path / RUNS[0])
-    deadline = time.time() + 90
-    while not list(run_dir.records()):
-        assert time.time() < deadline
-        assert process.poll() is None
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors.splitlines()[-1]) == (130, "interrupted")
+    command = [sys.executable, "-m", "launch.demo", "--runs", str(tmp_path), *SMALL, "training.epochs=10000"]
+    ended = interrupt(command, lambda: any(run_dir.records()))
+    assert (ended.status, ended.said.splitlines()[-1]) == (130, "interrupted")
     summary = run_dir.read_summary()
     assert summary["status"] == "interrupted"
     assert summary["steps"] >= 20
     assert not (tmp_path / RUNS[1]).exists()
+    assert ended.left == []
 
 
 def test_a_mistake_in_an_override_starts_nothing(tmp_path):

@@ -15,6 +15,7 @@ from configs.load import ConfigError
 from launch.cells import Cell
 from launch.sweep import build_cells, main, run_cells
 from launch.workers import Workers
+from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent
 DEBUG = str(ROOT / "configs/debug.toml")
@@ -153,37 +154,14 @@ def kill_the_worker_of(workers, run):
 @pytest.mark.slow
 def test_interrupting_ends_every_process_and_leaves_valid_runs(tmp_path):
     overrides = [*SMALL, f"run.dir={tmp_path}", "training.epochs=1000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.sweep", DEBUG, *overrides, "--seeds", "0", "1", "2", "--jobs", "2"], cwd=ROOT,
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        deadline = time.time() + 120
-        while len(list(tmp_path.glob("*/metrics.jsonl"))) < 2:
-            assert time.time() < deadline
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C: to every process of the job
-        _, said = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
-    assert said == "interrupted: the same command goes on from here\n"
+    command = [sys.executable, "-m", "launch.sweep", DEBUG, *overrides, "--seeds", "0", "1", "2", "--jobs", "2"]
+    ended = interrupt(command, lambda: len(list(tmp_path.glob("*/metrics.jsonl"))) == 2)
+    assert ended.status == 130
+    assert ended.said == "interrupted: the same command goes on from here\n"
     found = [json.loads(path.read_text())["status"] for path in tmp_path.glob("*/summary.json")]
     assert found == ["interrupted"] * 2
-    assert nobody_is_left(process.pid)
-
-
-def nobody_is_left(group):
-    """Within seconds: Python's own resource tracker ends a moment after the process it serves."""
-    for _ in range(100):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
+    assert len(ended.family) >= 2
+    assert ended.left == []
 
 
 def test_every_combination_has_a_name_that_tells_it_apart():

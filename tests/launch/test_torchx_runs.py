@@ -1,16 +1,13 @@
 """Runs as torchx jobs: of several ranks on this machine, and what becomes of jobs of a scheduler that is faked."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
 import pytest
 from torchx.specs import AppState, AppStatus
 
@@ -20,6 +17,7 @@ from launch.local_runs import Jobs, LocalRuns, count_jobs
 from launch.sweep import run_cells
 from launch.torchx_runs import HANDLE, TorchxRuns
 from recsys.run_dir import RunDir
+from tests.launch.interruption import interrupt
 from tests.launch.test_sweep import SMALL
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,29 +57,14 @@ def test_runs_of_one_rank_and_of_two_in_one_sweep(tmp_path):
 @pytest.mark.slow
 def test_interrupting_a_sweep_of_jobs_ends_their_ranks(tmp_path):
     config, overrides, name = (c := cell(tmp_path, "demo_robe_s0")).config, c.overrides, c.name
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.sweep", config, *overrides, "training.epochs=1000"], cwd=ROOT,
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     run_dir = RunDir(tmp_path / name)
-    try:
-        deadline = time.time() + 120
-        while not list(run_dir.records()):
-            assert time.time() < deadline
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=30)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
-    assert said.splitlines()[-1] == "interrupted: the same command goes on from here"
+    command = [sys.executable, "-m", "launch.sweep", config, *overrides, "training.epochs=1000"]
+    ended = interrupt(command, lambda: any(run_dir.records()))
+    assert ended.status == 130
+    assert ended.said.splitlines()[-1] == "interrupted: the same command goes on from here"
     assert run_dir.read_summary()["status"] == "interrupted"
-    assert len(family) >= 3, "torchrun and two ranks"
-    assert alive == []
+    assert len(ended.family) >= 3, "torchrun and two ranks"
+    assert ended.left == []
 
 
 class FakeRunner:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recsys.run_dir import RunDir
+from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [
@@ -108,26 +108,12 @@ def test_a_checkpoint_is_continued_on_another_number_of_ranks(tmp_path):
 
 
 def test_interrupting_ends_all_ranks_and_leaves_a_valid_run(tmp_path):
-    process = subprocess.Popen(
-        command("demo_sharded", tmp_path, "training.epochs=1000"), cwd=ROOT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
     run_dir = RunDir(tmp_path / "demo_sharded")
-    try:
-        deadline = time.time() + 60
-        while not list(run_dir.records()):
-            assert time.time() < deadline
-            assert process.poll() is None
-            time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C: to every process of the job
-        assert process.wait(45) != 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    ended = interrupt(command("demo_sharded", tmp_path, "training.epochs=1000"), lambda: any(run_dir.records()))
+    assert ended.status != 0
     assert run_dir.read_summary()["status"] == "interrupted"
-    assert list(run_dir.records())
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody is left
+    assert len(ended.family) >= 2
+    assert ended.left == []
 
 
 def test_a_mistake_is_told_before_anything_starts(tmp_path):
