@@ -95,21 +95,18 @@ inline float with_sign(float weight, u32 location) {
   return std::bit_cast<float>(std::bit_cast<u32>(weight) ^ (location & kSign));
 }
 
+// Calls f with the value as a constant if it is one of kKnown, with 0 if not.
+template <int... kKnown, class F>
+inline void with_constant(i64 value, F f) {
+  const bool is_known = ((value == kKnown && (f(std::integral_constant<int, kKnown>()), true)) || ...);
+  if (!is_known) f(std::integral_constant<int, 0>());
+}
+
 // Calls f with Z as a constant where chunks are of one of these sizes, with 0 for any other.
 template <class F>
 inline void with_constant_size(const Plan& plan, F f) {
   const bool is_even = plan.width_of(plan.chunks - 1) == plan.chunk_size;
-  switch (is_even ? plan.chunk_size : 0) {
-    case 1: return f(std::integral_constant<int, 1>());
-    case 2: return f(std::integral_constant<int, 2>());
-    case 4: return f(std::integral_constant<int, 4>());
-    case 8: return f(std::integral_constant<int, 8>());
-    case 16: return f(std::integral_constant<int, 16>());
-    case 32: return f(std::integral_constant<int, 32>());
-    case 64: return f(std::integral_constant<int, 64>());
-    case 128: return f(std::integral_constant<int, 128>());
-    default: return f(std::integral_constant<int, 0>());
-  }
+  with_constant<1, 2, 4, 8, 16, 32, 64, 128>(is_even ? plan.chunk_size : 0, f);
 }
 
 }  // namespace pss
