@@ -28,7 +28,7 @@ from recsys.experiment_plan import (
 )
 from recsys.experiment_records import Made, collect, write_results
 from recsys.number_formats import format_bytes
-from recsys.run_dir import write_atomically
+from recsys.run_dir import RunDir, write_atomically
 
 RESULTS = "results.parquet"
 _TURNS = 3
@@ -202,6 +202,20 @@ def measure_alone(plan: Plan, made: Sequence[Made]) -> tuple[dict[tuple[str, str
     return {setup: median(kept["step_ms"][group.name]) for setup, group in chosen.items()}, None
 
 
+def merge_environments(finished: Sequence[RunDir]) -> dict[str, Any]:
+    """Where runs were made, by dotted key: what they share, lists of what they do not, and when the first and the last
+    started."""
+    values: dict[str, list[Any]] = {}
+    for run_dir in finished:
+        for key, value in flatten({k: v for k, v in run_dir.read_environment().items() if k != "command"}).items():
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    merged = {key: found[0] if len(found) == 1 else ", ".join(sorted(map(str, found))) for key, found in values.items()}
+    if len(started := values.get("started", [])) > 1:
+        merged["started"] = f"{min(started)} to {max(started)}"
+    return merged
+
+
 def run_plan(plan: Plan) -> Path:
     """Makes what is missing and writes results.parquet; its path."""
     with open_runs(plan.asked, plan.jobs) as runs:
@@ -209,8 +223,7 @@ def run_plan(plan: Plan) -> Path:
     steps, why_none = measure_alone(plan, made)
     if why_none:
         print(why_none, file=sys.stderr)
-    finished = next((run.run_dir for run in made if not run.error), None)
-    environment = flatten({k: v for k, v in finished.read_environment().items() if k != "command"}) if finished else {}
+    environment = merge_environments([run.run_dir for run in made if not run.error])
     facts = plan.facts | {"environment": environment | {"runs": plan.facts["jobs"]}}
     path = plan.output / RESULTS
     write_results(collect(plan.experiment, plan.groups, made, steps, facts), path)

@@ -18,7 +18,7 @@ from recsys.run_dir import RunDir
 _READ_EVERY_S = 1.0
 
 
-def make_runs(
+def take_turns(
     configs: Sequence[RunConfig],
     jobs: int,
     title: str,

@@ -28,7 +28,7 @@ from configs.load import ConfigError
 from configs.schema import RunConfig
 from launch.cells import Cell, Ended, run_dir_of
 from launch.components import baseline, compressed
-from launch.runs_display import make_runs
+from launch.runs_display import take_turns
 from recsys.embeddings import METHODS
 from recsys.run_dir import RunDir
 
@@ -96,7 +96,7 @@ class TorchxRuns:
                 return gone
 
             try:
-                ended = make_runs(configs, self.jobs, title, start, look)
+                ended = take_turns(configs, self.jobs, title, start, look)
             except (KeyboardInterrupt, SignalException):  # the latter is what torchx's own signal handler raises
                 self._cancel(runner, list(running.values()))
                 raise KeyboardInterrupt from None

@@ -21,7 +21,7 @@ from types import FrameType
 
 from configs.schema import RunConfig
 from launch.cells import LOG, Cell, Ended, run_dir_of
-from launch.runs_display import make_runs
+from launch.runs_display import take_turns
 from launch.train import EXIT_INTERRUPTED, Interrupted, run_rank
 
 _POLL_S = 0.5
@@ -68,7 +68,7 @@ class Workers:
             indices = {worker: self._running.pop(worker) for worker in self._ready()}
             return {index: self._take(worker, configs[index]) for worker, index in indices.items()}
 
-        return make_runs(configs, self.jobs, title, lambda index: self._give(configs[index], index), look)
+        return take_turns(configs, self.jobs, title, lambda index: self._give(configs[index], index), look)
 
     def _give(self, config: RunConfig, index: int) -> None:
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from launch import experiment_runs
-from launch.experiment_runs import make_plan, make_runs
+from launch.experiment_runs import make_plan, make_runs, merge_environments
 from launch.experiments import main, parse_arguments
 from launch.sweep import Outcome
 from recsys.experiment_records import read_results
@@ -101,6 +101,20 @@ def test_a_rate_that_fails_is_not_chosen_and_a_group_of_failures_makes_no_others
     failed = [m for m in made if m.error]
     assert len(failed) == 5
     assert "FloatingPointError: nan at step 9, batch 9 (log: " in failed[0].error
+
+
+def test_an_environment_is_that_of_all_runs(tmp_path):
+    assert merge_environments([]) == {}
+    starts = ["2026-01-03T10:00:00+00:00", "2026-01-03T09:00:00+00:00"]
+    runs = [
+        RunDir(write_run(tmp_path, f"run{ranks}", ranks=ranks, environment={"started": start, "command": [start]}))
+        for ranks, start in zip((2, 1), starts, strict=True)
+    ]
+    (one, both) = merge_environments(runs[:1]), merge_environments(runs)
+    assert (one["world_size"], one["started"]) == (2, starts[0])
+    assert (both["world_size"], both["started"]) == ("1, 2", f"{starts[1]} to {starts[0]}")
+    assert both["packages.torch"] == one["packages.torch"]
+    assert "command" not in both
 
 
 @pytest.mark.parametrize(
