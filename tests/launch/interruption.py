@@ -18,7 +18,7 @@ class Interruption(NamedTuple):
     status: int
     said: str  # on stderr
     family: list[psutil.Process]  # the processes it had started
-    left: list[psutil.Process]  # of these, alive half a minute later; killed since
+    left: list[psutil.Process]  # of these and its process group, alive half a minute later; killed since
 
 
 def interrupt(command: Sequence[str], has_begun: Callable[[], bool]) -> Interruption:
@@ -36,7 +36,8 @@ def interrupt(command: Sequence[str], has_begun: Callable[[], bool]) -> Interrup
         family = left = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
-        _, left = psutil.wait_procs(family, timeout=30)
+        group = [other for other in psutil.process_iter() if _is_of_group(other, process.pid)]  # started since, too
+        _, left = psutil.wait_procs({*family, *group}, timeout=30)
     finally:
         for survivor in left:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -44,3 +45,10 @@ def interrupt(command: Sequence[str], has_begun: Callable[[], bool]) -> Interrup
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     return Interruption(process.returncode, said, family, left)
+
+
+def _is_of_group(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group
+    except (ProcessLookupError, PermissionError):
+        return False

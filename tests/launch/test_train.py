@@ -112,6 +112,7 @@ def test_interrupting_ends_all_ranks_and_leaves_a_valid_run(tmp_path):
     ended = interrupt(command("demo_sharded", tmp_path, "training.epochs=1000"), lambda: any(run_dir.records()))
     assert ended.status != 0
     assert run_dir.read_summary()["status"] == "interrupted"
+    assert list(run_dir.records())
     assert len(ended.family) >= 2
     assert ended.left == []
 

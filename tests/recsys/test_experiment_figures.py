@@ -202,8 +202,8 @@ def test_exports(results, tmp_path):
     markdown, latex = to_markdown(found), to_latex(found)
     assert "| B: s for 1,000 iterations | 20.0 | 12.0 (paper 31.04) |" in markdown
     assert r"\caption{Toy \& co. ROBE}" in latex
-    assert r"relative time A $\times$ B & 1.00$\times$ & 1.20$\times$" in latex
-    assert r"\\[-3pt]" + "\n" + r" &  & \scriptsize paper 1.19" in latex
+    assert r"relative time A $\times$ B & 1.00$\times$ & 1.20$\times$ & -- & -- \\[-3pt]" in latex
+    assert "\\\\[-3pt]\n &  & \\scriptsize paper 1.19 &  &  \\\\\n\\addlinespace[2pt]\n" in latex
     numbers = json.loads(json.dumps(to_json(found), allow_nan=False))
     assert numbers["groups"][1]["relative_time"] == pytest.approx(1.2)
     assert numbers["groups"][3]["problems"] == ["needs 9 bytes"]

@@ -122,11 +122,14 @@ SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001", "traini
 @pytest.mark.parametrize("config", ["demo_sharded", "demo_robe"])
 def test_bytes_and_phases_of_a_dlrm(config):
     path = str(Path(__file__).parent.parent.parent / "configs" / f"{config}.toml")
-    window, in_bytes, sums = run_ranks(sharded_window_on, 2, path, [*SMALL, "parallelism.sharding=table_wise"])[0]
-    assert all(proof.holds for proof in in_bytes), in_bytes
-    # To the percent on a quiet machine (launch.validate_timing). Beside other tests a rank waits for its core between
-    # two steps as well, which is no part of either.
-    assert all(0.7 * proof.expected < proof.measured < 1.06 * proof.expected for proof in sums), sums
+    for _ in range(3):  # beside other tests a rank may wait for its core between two steps, which is no part of either
+        window, in_bytes, sums = run_ranks(sharded_window_on, 2, path, [*SMALL, "parallelism.sharding=table_wise"])[0]
+        assert all(proof.holds for proof in in_bytes), in_bytes
+        # To the percent on a quiet machine (launch.validate_timing); here beside other tests.
+        expected = pytest.approx([proof.expected for proof in sums], rel=0.06)
+        if [proof.measured for proof in sums] == expected:
+            break
+    assert [proof.measured for proof in sums] == expected, sums
     phases = window.ranks[0].phases
     both = {f"{way}/{name}" for way in ("forward", "backward") for name in ("bottom_mlp", "interaction", "top_mlp")}
     exchange = {"forward/input_distribution", "forward/output_distribution", "backward/output_distribution"}
