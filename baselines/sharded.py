@@ -7,7 +7,7 @@ copies the same initial rows into the shards that the unsharded tables start fro
 Departures from TorchRec's defaults, each needed for a fair comparison:
 - row-wise shardings are offered on CPU when asked for by name (gloo emulates their reduce-scatter by an all-reduce);
 - fused optimizers are named explicitly with eps, never left to the kernel's defaults;
-- a table that the plan places data-parallel has no fused update: `recsys.optim` gives it the embedding optimizer;
+- a table that the plan places data-parallel has no fused update: `recsys.train.optim` gives it the embedding optimizer;
 - a table of one column, a first-order weight, is stored in four, the least that FBGEMM takes: the first has the rows
   that the unsharded table starts from, the others start at zero and are for the model to ignore. Their memory, traffic
   and optimizer state count as what they are.

@@ -28,21 +28,21 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.load import ConfigError, load_config
 from configs.request import CompressionRefused
 from configs.schema import RunConfig
-from launch.cells import Cell, Runs, find_log
-from launch.local_runs import LocalRuns, count_jobs
+from launch.runners.cells import Cell, Runs, find_log
+from launch.runners.local_runs import LocalRuns, count_jobs
+from launch.runners.tuning import RATE, choose_rate, tune
 from launch.sweep import EXIT_FAILURES, Outcome, run_cells
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.tuning import RATE, choose_rate, tune
-from recsys.assemble import plan_tables
-from recsys.compared_runs import ComparisonError, load_runs
-from recsys.data import build_dataset
-from recsys.embeddings import METHODS, build_embedding
-from recsys.method_page import write_method_page
-from recsys.method_rows import MethodRow, MethodTable, Trial, build_method_table, to_json
-from recsys.method_table import COLUMNS, describe_context, format_markdown
-from recsys.movielens import TABLES, find_tables, table_overrides
-from recsys.registry import CHOICES
-from recsys.run_dir import write_atomically
+from recsys.data.data import build_dataset
+from recsys.data.movielens import TABLES, find_tables, table_overrides
+from recsys.embedding.embeddings import METHODS, build_embedding
+from recsys.report.compared_runs import ComparisonError, load_runs
+from recsys.runs.run_dir import write_atomically
+from recsys.studies.method_page import write_method_page
+from recsys.studies.method_rows import MethodRow, MethodTable, Trial, build_method_table, to_json
+from recsys.studies.method_table import COLUMNS, describe_context, format_markdown
+from recsys.train.assemble import plan_tables
+from recsys.train.registry import CHOICES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _STD_ROWS = 4096

@@ -20,10 +20,10 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from recsys.compared_runs import ComparisonError, Difference, Run
-from recsys.comparison import Comparison, Setup, compare
-from recsys.report import describe_overview, describe_subject, find_findings, write_report
-from recsys.result_table import (
+from recsys.report.compared_runs import ComparisonError, Difference, Run
+from recsys.report.comparison import Comparison, Setup, compare
+from recsys.report.report import describe_overview, describe_subject, find_findings, write_report
+from recsys.report.result_table import (
     Column,
     choose_columns,
     describe_best_possible,

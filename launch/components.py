@@ -33,7 +33,7 @@ import torchx.specs as specs
 from torchx.components import dist
 
 from configs.load import load_config
-from recsys.registry import CHOICES
+from recsys.train.registry import CHOICES
 
 DEFAULT_IMAGE = "pss-bench"
 

@@ -5,8 +5,9 @@
     compressed after training        the full model's layers, its tables fitted by the method; not trained
     compressed, then fine-tuned      the same, trained on; as good as before if no evaluation is better
 
-The fit is least squares for what is linear in one shared array, TT-SVD for tensor trains (recsys.fit). All runs share
-data, seed, layers and optimizer; test AUC and log loss are those of the evaluation with the best validation log loss.
+The fit is least squares for what is linear in one shared array, TT-SVD for tensor trains (recsys.train.fit). All runs
+share data, seed, layers and optimizer; test AUC and log loss are those of the evaluation with the best validation log
+loss.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.cells import Cell
-from launch.local_runs import LocalRuns, count_jobs
+from launch.runners.cells import Cell
+from launch.runners.local_runs import LocalRuns, count_jobs
 from launch.sweep import EXIT_FAILURES, Outcome, print_failures, run_cells
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 

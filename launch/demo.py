@@ -13,8 +13,8 @@ import torch
 
 from configs.load import ConfigError
 from launch import compare
-from launch.cells import Cell, find_log, run_dir_of
-from launch.torchx_runs import TorchxRuns
+from launch.runners.cells import Cell, find_log, run_dir_of
+from launch.runners.torchx_runs import TorchxRuns
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SETUPS = ("sharded", "robe", "robe_single")

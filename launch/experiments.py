@@ -20,16 +20,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from launch.experiment_runs import Plan, make_plan, run_plan
+from launch.runners.experiment_runs import Plan, make_plan, run_plan
 from launch.sweep import EXIT_FAILURES, add_runs_options
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from recsys.experiment import find_experiments, load_experiment
-from recsys.experiment_export import to_json, to_latex, to_markdown
-from recsys.experiment_page import write_experiment_page
-from recsys.experiment_records import read_results
-from recsys.experiment_tables import ExperimentTables, build_tables
-from recsys.number_formats import format_bytes, format_count, format_seconds
-from recsys.run_dir import write_atomically
+from recsys.runs.number_formats import format_bytes, format_count, format_seconds
+from recsys.runs.run_dir import write_atomically
+from recsys.studies.experiment import find_experiments, load_experiment
+from recsys.studies.experiment_export import to_json, to_latex, to_markdown
+from recsys.studies.experiment_page import write_experiment_page
+from recsys.studies.experiment_records import read_results
+from recsys.studies.experiment_tables import ExperimentTables, build_tables
 
 _PIPE_WIDTH = 220
 

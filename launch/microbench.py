@@ -28,12 +28,10 @@ from rich.table import Table
 
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from pss.kernels import robe_bags
-from recsys.hardware import available_bytes, cache_bytes, huge_page_share, last_cache_bytes
-from recsys.heap import keep_freed_memory
-from recsys.kernel_bench import GRIDS, KernelBench, KernelReport, KernelSettings, choose_rows, to_json
-from recsys.kernel_grid import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes
-from recsys.kernel_page import write_kernel_page
-from recsys.kernel_table import (
+from recsys.bench.kernel_bench import GRIDS, KernelBench, KernelReport, KernelSettings, choose_rows, to_json
+from recsys.bench.kernel_grid import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes
+from recsys.bench.kernel_page import write_kernel_page
+from recsys.bench.kernel_table import (
     build_rows,
     columns_of,
     describe_context,
@@ -41,9 +39,11 @@ from recsys.kernel_table import (
     describe_outcome,
     paper_blocks,
 )
-from recsys.kernel_timing import BATCHES, Measurement
-from recsys.parallelism import choose_device
-from recsys.run_dir import describe_environment, write_atomically
+from recsys.bench.kernel_timing import BATCHES, Measurement
+from recsys.runs.hardware import available_bytes, cache_bytes, huge_page_share, last_cache_bytes
+from recsys.runs.ranks import choose_device
+from recsys.runs.run_dir import describe_environment, write_atomically
+from recsys.train.heap import keep_freed_memory
 
 _WIDTH = 120
 _BUDGET = 0.85

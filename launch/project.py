@@ -2,8 +2,8 @@
 
 The model: bytes and operations of a step, over what memory, GPU and links reach; all-to-all, all-reduce and
 reduce-scatter by messages and bytes (α–β), within nodes and between them; tables placed by TorchRec's planner up to 64
-GPUs. Given the crossover.json of launch.netlab, it is fitted to those steps first, and predicts those that were left
-out: how far off it is, is printed, as is how far off it is of steps that others published.
+GPUs. Given the crossover.json of launch.netlab, it is fitted to those steps first, and predicts those that were
+left out: how far off it is, is printed, as is how far off it is of steps that others published.
 
 Every figure is marked: measured, emulated (over an emulated network), published, or projected.
 """
@@ -23,14 +23,14 @@ from rich.table import Table
 
 from configs.load import ConfigError
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from recsys.cost_fit import FOLDS, CostFit, predict_held_out
-from recsys.cost_model import Optimizer
-from recsys.machines import MACHINES, MODELS, Assumptions, Model, find, override
-from recsys.measured_steps import read_steps
-from recsys.projection import FULL, Point, Projector, Scenario
-from recsys.projection_json import to_json
-from recsys.projection_page import write_projection_page
-from recsys.projection_table import (
+from recsys.cost.cost_fit import FOLDS, CostFit, predict_held_out
+from recsys.cost.cost_model import Optimizer
+from recsys.cost.machines import MACHINES, MODELS, Assumptions, Model, find, override
+from recsys.cost.measured_steps import read_steps
+from recsys.cost.projection import FULL, Point, Projector, Scenario
+from recsys.cost.projection_json import to_json
+from recsys.cost.projection_page import write_projection_page
+from recsys.cost.projection_table import (
     DOES_NOT_FIT,
     TOTAL_HEADINGS,
     ProjectionReport,
@@ -47,8 +47,8 @@ from recsys.projection_table import (
     step_cell,
     total_row,
 )
-from recsys.published_steps import check_published
-from recsys.run_dir import write_atomically
+from recsys.cost.published_steps import check_published
+from recsys.runs.run_dir import write_atomically
 
 _WIDTH = 140
 _SECTIONS = ("machine", "assumed", "model")

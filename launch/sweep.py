@@ -19,12 +19,12 @@ from pathlib import Path
 
 from configs.load import ConfigError, dump_config, flatten
 from configs.schema import RunConfig
-from launch.cells import Cell, Runs, find_log, run_dir_of
-from launch.local_runs import Jobs, LocalRuns, count_jobs
-from launch.torchx_runs import LOCAL, TorchxRuns
+from launch.runners.cells import Cell, Runs, find_log, run_dir_of
+from launch.runners.local_runs import Jobs, LocalRuns, count_jobs
+from launch.runners.torchx_runs import LOCAL, TorchxRuns
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from recsys.registry import CHOICES
-from recsys.run_dir import RunDir
+from recsys.runs.run_dir import RunDir
+from recsys.train.registry import CHOICES
 
 EXIT_FAILURES = 1
 _AT_A_TIME = 1000

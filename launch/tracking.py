@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.load import flatten
-from recsys.metrics import PEAK_GIB, SAMPLES_PER_S, STEP_MS, TRAIN_S, quality_name
-from recsys.run_dir import RunDir
+from recsys.runs.metrics import PEAK_GIB, SAMPLES_PER_S, STEP_MS, TRAIN_S, quality_name
+from recsys.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from torchx.tracker.api import AppRun
@@ -47,7 +47,7 @@ def track_end(run_dir: RunDir) -> None:
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a run by the names of `recsys.metrics`; what was not measured is left out."""
+    """The figures of a run by the names of `recsys.runs.metrics`; what was not measured is left out."""
     best, step_ms, peaks = summary["best"] or {}, summary["step_ms"] or {}, summary["peak_memory_gib"]
     found = {
         "status": summary["status"],

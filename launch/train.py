@@ -1,6 +1,6 @@
 """One rank of a training run: `torchrun --nproc-per-node 2 -m launch.train configs/x.toml section.key=value ...`
 
-Reads from top to bottom as the run does: config, data, model (`recsys.assemble`), trainer.
+Reads from top to bottom as the run does: config, data, model (`recsys.train.assemble`), trainer.
 """
 
 import argparse
@@ -19,16 +19,17 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from configs.load import ConfigError, describe_keys, dump_config, load_config, resolved
 from configs.schema import RunConfig
 from launch.tracking import track_end, track_start
-from recsys.assemble import assemble
-from recsys.checkpoint import Checkpoints
-from recsys.data import Dataset, build_dataset, check_data
-from recsys.description import describe_run, format_plan, identity
-from recsys.heap import keep_freed_memory
-from recsys.parallelism import Ranks, choose_device, describe_placement, process_group
-from recsys.recorder import Recorder
-from recsys.registry import CHOICES
-from recsys.run_dir import RunDir, describe_environment
-from recsys.trainer import Trainer
+from recsys.data.data import Dataset, build_dataset, check_data
+from recsys.runs.ranks import Ranks, choose_device, process_group
+from recsys.runs.run_dir import RunDir, describe_environment
+from recsys.train.assemble import assemble
+from recsys.train.checkpoint import Checkpoints
+from recsys.train.description import describe_run, format_plan, identity
+from recsys.train.heap import keep_freed_memory
+from recsys.train.parallelism import describe_placement
+from recsys.train.recorder import Recorder
+from recsys.train.registry import CHOICES
+from recsys.train.trainer import Trainer
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -21,15 +21,10 @@ from rich.table import Table
 
 from configs.load import load_config
 from configs.schema import RunConfig
-from launch.emulated_network import Network, describe_obstacle, emulated_network, local_network
-from launch.network_ranks import RankFailed, run_ranks
-from recsys.data import build_dataset
-from recsys.heap import keep_freed_memory
-from recsys.parallelism import Ranks, choose_device, process_group
-from recsys.registry import CHOICES
-from recsys.run_dir import write_atomically
-from recsys.step_bench import Bench
-from recsys.timing_proofs import (
+from launch.netlab.emulated_network import Network, describe_obstacle, emulated_network, local_network
+from launch.netlab.network_ranks import RankFailed, run_ranks
+from recsys.bench.step_bench import Bench
+from recsys.bench.timing_proofs import (
     Proof,
     measure_transfer,
     prove_ablation,
@@ -42,6 +37,11 @@ from recsys.timing_proofs import (
     prove_sleep,
     prove_sums,
 )
+from recsys.data.data import build_dataset
+from recsys.runs.ranks import Ranks, choose_device, process_group
+from recsys.runs.run_dir import write_atomically
+from recsys.train.heap import keep_freed_memory
+from recsys.train.registry import CHOICES
 
 EXIT_DOES_NOT_HOLD = 1
 RATE_MBIT, DELAYS_US = 1000.0, (1000.0, 6000.0)

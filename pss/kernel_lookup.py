@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.schema import RunConfig
 from pss.chunks import sends_sparse_gradient
 from pss.kernels import robe_bags
-from pss.robe_group import RobeGroup, has_kernel, pack
+from pss.kernels.robe_group import RobeGroup, has_kernel, pack
 from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
 
 

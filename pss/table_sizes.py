@@ -1,7 +1,7 @@
 """How many rows the small tables of a method get, out of a budget over all tables: exact, in Python integers.
 
 `divide_rows` shares a budget out among tables. The other functions lay out one table of quotient-remainder embeddings,
-see pss.quotient_remainder for its terms.
+see pss.methods.quotient_remainder for its terms.
 """
 
 import math

@@ -17,11 +17,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from baselines.sharded import local_parts
 from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection
-from recsys.description import embedding_bytes
-from recsys.embedding_size import count_full_parameters, count_parameters, stored_bytes
-from recsys.embeddings import METHODS, build_tables
-from recsys.optim import build_optimizers, embedding_state_bytes
-from recsys.parallelism import apply_parallelism, unwrapped
+from recsys.embedding.embedding_size import count_full_parameters, count_parameters, stored_bytes
+from recsys.embedding.embeddings import METHODS, build_tables
+from recsys.train.description import embedding_bytes
+from recsys.train.optim import build_optimizers, embedding_state_bytes
+from recsys.train.parallelism import apply_parallelism, unwrapped
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

@@ -2,13 +2,14 @@
 
     out[b, f·d : (f+1)·d] = Σ over the ids i of bag (b, f) of  w_i · E_f[i],  for mean pooling over the bag's length
 
-with E the rows of `pss.robe.robe_rows`, the reference. C++ serves the CPU (pss/kernels/cpu), Triton CUDA
+with E the rows of `pss.methods.robe.robe_rows`, the reference. C++ serves the CPU (pss/kernels/cpu), Triton CUDA
 (pss/kernels/triton_robe_bags.py). Its gradient for `memory` is dense, or sparse and coalesced; or there is none, and
 the update is done instead where the gradient is known, as FBGEMM's table-batched kernels do it (`update_in_backward`).
 
 Operators of PyTorch take tensors and numbers. Every op here has: memory (|M|,) float32; ids (V,) int32 or int64, of
 all features of the batch, in the order of KeyedJaggedTensor; offsets (features of the batch · B + 1,); weights (V,),
-if weighted; batch_size B; features, the position in the batch of each feature of ours; plan, see `pss.robe_group.pack`.
+if weighted; batch_size B; features, the position in the batch of each feature of ours; plan, see
+`pss.kernels.robe_group.pack`.
 """
 
 from collections.abc import Callable

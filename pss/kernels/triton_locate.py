@@ -1,4 +1,4 @@
-"""Where the ids of a batch read M, on the GPU: the address map of `pss.robe.robe_rows` in Triton.
+"""Where the ids of a batch read M, on the GPU: the address map of `pss.methods.robe.robe_rows` in Triton.
 
 A kernel's tile has a row per unit, one chunk of one bag, and a lane per element of a chunk. Units count in the order of
 the output, so that neighbours write to neighbouring places:

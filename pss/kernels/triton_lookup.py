@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pss.hashing import HashConstants
-from pss.robe_group import RobeGroup, count_chunks, count_rows_per_block, unpack
+from pss.kernels.robe_group import RobeGroup, count_chunks, count_rows_per_block, unpack
 
 _TILE = 512
 """Elements of a program's tile, 4 for each thread of Triton's default of 4 warps, whatever d and Z: units fill it. What
@@ -26,8 +26,8 @@ class HashTables(NamedTuple):
 
 
 class KernelPlan(NamedTuple):
-    """`pss.robe_group.RobeGroup` as a kernel's argument: what shapes the code is a compile-time constant, the rest lies
-    on the device as int64, so that another seed does not compile anew."""
+    """`pss.kernels.robe_group.RobeGroup` as a kernel's argument: what shapes the code is a compile-time constant, the
+    rest lies on the device as int64, so that another seed does not compile anew."""
 
     positions: Tensor  # (features,), of each in the batch
     copies: Tensor  # (features,), how many before it have the same position

@@ -23,7 +23,7 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from pss.robe import RobeEmbeddingBagCollection
+from pss.methods.robe import RobeEmbeddingBagCollection
 from pss.theory.bounds import BOUNDS, check_range, importance
 from pss.theory.sketches import EXPLICIT, Columns
 

@@ -5,7 +5,7 @@ import torch
 from baselines import full
 from baselines.full import INITIAL_BLOCK_ROWS, fill_initial_rows
 from configs.request import EmbeddingRequest
-from recsys.embeddings import build_tables
+from recsys.embedding.embeddings import build_tables
 
 
 def filled(rows, cols, **where):

@@ -9,11 +9,11 @@ import torch
 from baselines import full, sharded
 from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection, Section
-from recsys.batch import Rows, build_batch
-from recsys.embeddings import build_tables
-from recsys.models import build_model
-from recsys.optim import build_optimizers
-from recsys.parallelism import apply_parallelism, unwrapped
+from recsys.data.batch import Rows, build_batch
+from recsys.embedding.embeddings import build_tables
+from recsys.models.models import build_model
+from recsys.train.optim import build_optimizers
+from recsys.train.parallelism import apply_parallelism, unwrapped
 from tests.ranks import run_ranks
 
 SIZES, DIM, NUM_DENSE, GLOBAL_BATCH, STEPS = (7, 300, 50, 1000), 8, 3, 24, 6
@@ -32,7 +32,7 @@ def global_batches():
 
 def train(rank, world_size, method, sharding, optimizer_name):
     """Six steps -> (losses of this rank, {table: [(weights, first row, first column)]} that it holds)."""
-    from recsys.dlrm import Options
+    from recsys.models.dlrm import Options
 
     optimizer_section = OptimizerSection(
         dense=optimizer_name,

@@ -8,10 +8,10 @@ import pytest
 
 from configs.load import ConfigError, load_config, resolved
 from configs.request import EmbeddingRequest
-from recsys.criteo_schema import CARDINALITIES
-from recsys.embedding_size import count_full_parameters, count_parameters
-from recsys.embeddings import METHODS, build_tables
-from recsys.registry import CHOICES
+from recsys.data.criteo_schema import CARDINALITIES
+from recsys.embedding.embedding_size import count_full_parameters, count_parameters
+from recsys.embedding.embeddings import METHODS, build_tables
+from recsys.train.registry import CHOICES
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.toml"))
 MAY_DIFFER = {"embedding", "parallelism"}

@@ -4,7 +4,7 @@ import os
 import signal
 
 import launch.train
-from recsys.assemble import TrainStep
+from recsys.train.assemble import TrainStep
 
 _train_step = TrainStep.__call__
 

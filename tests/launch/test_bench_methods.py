@@ -22,14 +22,14 @@ from launch.bench_methods import (
     main,
     plan_rows,
 )
+from launch.runners.tuning import choose_rate, find_next_rate
 from launch.sweep import Outcome
-from launch.tuning import choose_rate, find_next_rate
-from pss import robe
-from recsys.embeddings import METHODS
-from recsys.method_rows import MethodRow, Trial
-from recsys.run_dir import RunDir
+from pss.methods import robe
+from recsys.embedding.embeddings import METHODS
+from recsys.runs.run_dir import RunDir
+from recsys.studies.method_rows import MethodRow, Trial
 from tests.launch.test_sweep import DEBUG, SMALL
-from tests.recsys.fake_runs import write_run
+from tests.recsys.report.fake_runs import write_run
 
 
 def trials(**losses):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.compare import main
-from tests.recsys.fake_runs import write_demo, write_run
+from tests.recsys.report.fake_runs import write_demo, write_run
 
 FIGURES = {
     "test_auc", "test_log_loss", "test_ne", "test_calibration", "target_split_auc", "best_epoch", "embedding_bytes",

@@ -15,7 +15,7 @@ from torchx.specs import macros
 
 from configs.load import ConfigError
 from launch import components
-from recsys.run_dir import RunDir
+from recsys.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDENS = Path(__file__).parent / "goldens"

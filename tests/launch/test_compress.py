@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.compress import ROWS, main
-from recsys.run_dir import RunDir
+from recsys.runs.run_dir import RunDir
 from tests.launch.test_sweep import DEBUG, SMALL
 
 SHARED = (*SMALL, "optimizer.embedding=adagrad", "optimizer.embedding_learning_rate=0.05", "training.epochs=2")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.demo import device_overrides
-from recsys.run_dir import RunDir
+from recsys.runs.run_dir import RunDir
 from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -88,8 +88,8 @@ def test_a_mistake_in_an_override_starts_nothing(tmp_path):
 def test_generated_rows_written_as_tsv_train_the_same_way(tmp_path):
     """The generator's TSV through the TSV reader: the same labels and integers, ids renamed one to one."""
     from configs.load import load_config
-    from recsys.data import build_dataset
-    from recsys.registry import CHOICES
+    from recsys.data.data import build_dataset
+    from recsys.train.registry import CHOICES
 
     config = load_config(ROOT / "configs/demo.toml", SMALL, CHOICES)
     dataset = build_dataset(config.data)

@@ -6,14 +6,14 @@ import signal
 
 import pytest
 
-from launch import experiment_runs
-from launch.experiment_runs import make_plan, make_runs, merge_environments
 from launch.experiments import main, parse_arguments
+from launch.runners import experiment_runs
+from launch.runners.experiment_runs import make_plan, make_runs, merge_environments
 from launch.sweep import Outcome
-from recsys.experiment_records import read_results
-from recsys.run_dir import RunDir
-from tests.recsys.fake_runs import write_run
-from tests.recsys.test_experiment_plan import TOY, write_toy
+from recsys.runs.run_dir import RunDir
+from recsys.studies.experiment_records import read_results
+from tests.recsys.report.fake_runs import write_run
+from tests.recsys.studies.test_experiment_plan import TOY, write_toy
 
 SMALL = [
     "data.synthetic.scale=0.001",

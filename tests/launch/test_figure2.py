@@ -7,7 +7,7 @@ import pytest
 
 from configs.load import ConfigError
 from launch.figure2 import main, plan_jobs
-from recsys.figure2 import Line, cells, draw, headings
+from recsys.cost.figure2 import Line, cells, draw, headings
 
 SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001"]
 

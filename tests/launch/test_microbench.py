@@ -10,9 +10,9 @@ from launch import microbench
 from launch.microbench import choose_sizes, main, parse_arguments
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from pss.kernels import robe_bags
-from recsys.hardware import huge_page_share
-from recsys.kernel_bench import GRIDS
-from recsys.kernel_grid import KernelSize, paper_sizes, reduced_sizes
+from recsys.bench.kernel_bench import GRIDS
+from recsys.bench.kernel_grid import KernelSize, paper_sizes, reduced_sizes
+from recsys.runs.hardware import huge_page_share
 
 TINY = ["--d", "8", "--z", "4", "--m", "0.004", "--batch", "16", "--rows", "600", "--features", "3", "--rounds", "3"]
 needs_kernels = pytest.mark.skipif(not robe_bags.is_available("cpu"), reason="no kernels on this machine")

@@ -7,8 +7,8 @@ import pytest
 from launch import project
 from launch.project import build_scenario, main, parse_arguments
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from recsys import table_placement
-from tests.recsys.made_crossover import made_document
+from recsys.cost import table_placement
+from tests.recsys.cost.made_crossover import made_document
 
 FEW = ["--model", "criteo_tb", "--gpus", "8,16", "--network-gbit", "200", "--compression", "1000"]
 

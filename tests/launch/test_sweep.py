@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError
-from launch.cells import Cell
+from launch.runners.cells import Cell
+from launch.runners.workers import Workers
 from launch.sweep import build_cells, main, run_cells
-from launch.workers import Workers
 from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent

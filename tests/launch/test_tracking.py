@@ -13,7 +13,7 @@ from torchx.tracker.backend.fsspec import create
 
 from configs.load import flatten
 from launch.tracking import figures, track_end, track_start
-from recsys.run_dir import RunDir
+from recsys.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001"]

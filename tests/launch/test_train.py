@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.run_dir import RunDir
+from recsys.runs.run_dir import RunDir
 from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,7 +7,7 @@ import pytest
 
 from launch import validate_timing
 from launch.validate_timing import print_proofs
-from recsys.timing_proofs import Proof, prove_delay, prove_rate
+from recsys.bench.timing_proofs import Proof, prove_delay, prove_rate
 
 
 def test_a_proof_holds_within_its_tolerance():

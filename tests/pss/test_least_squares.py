@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from pss import jlt, least_squares, quotient_remainder, robe
-from pss.jlt import JltEmbeddingBagCollection
+from pss import least_squares
 from pss.least_squares import Fit, adjoint, compress
-from pss.quotient_remainder import QuotientRemainderEmbeddingBagCollection
-from pss.robe import RobeEmbeddingBagCollection
+from pss.methods import jlt, quotient_remainder, robe
+from pss.methods.jlt import JltEmbeddingBagCollection
+from pss.methods.quotient_remainder import QuotientRemainderEmbeddingBagCollection
+from pss.methods.robe import RobeEmbeddingBagCollection
 from tests.pss.jagged import materialise, table
 
 

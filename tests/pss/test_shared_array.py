@@ -7,10 +7,10 @@ from torch import nn
 
 from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection
-from pss.robe import RobeEmbeddingBagCollection
-from recsys.embeddings import METHODS
-from recsys.optim import build_optimizers
-from recsys.parallelism import apply_parallelism, unwrapped
+from pss.methods.robe import RobeEmbeddingBagCollection
+from recsys.embedding.embeddings import METHODS
+from recsys.train.optim import build_optimizers
+from recsys.train.parallelism import apply_parallelism, unwrapped
 from tests.pss.jagged import random_kjt, table
 from tests.ranks import run_ranks
 

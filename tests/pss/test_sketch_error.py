@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from pss.robe import RobeEmbeddingBagCollection, cell
+from pss.methods.robe import RobeEmbeddingBagCollection, cell
 from pss.theory.__main__ import main
 from pss.theory.bounds import pairwise_eps
 from pss.theory.sketch_error import (

@@ -8,7 +8,7 @@ from scipy.stats import chi2
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from pss.hashing import HASH_FAMILIES
-from pss.robe import RobeEmbeddingBagCollection
+from pss.methods.robe import RobeEmbeddingBagCollection
 from pss.theory.__main__ import main
 from pss.theory.bounds import BOUNDS, Net, SecondMoment, SingularValues, count_important, importance, pairwise_eps
 from pss.theory.identical import identical_share

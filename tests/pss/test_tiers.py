@@ -4,8 +4,8 @@ import torch
 from pydantic import ValidationError
 
 from configs.request import EmbeddingRequest
-from pss import frequency_robe, robe
-from pss.robe import RobeEmbeddingBagCollection, cell
+from pss.methods import frequency_robe, robe
+from pss.methods.robe import RobeEmbeddingBagCollection, cell
 from pss.tiers import check_counts, solve_private_rows, solve_tiers
 from tests.pss.jagged import pooled_by_cell, random_kjt, table
 

@@ -139,7 +139,7 @@ class LocatedBlock {
     if (plan.is_signed) sign_key_[x] = plan.sign.table_keys[feature];
   }
 
-  // Of a row within its block, or the part of M where an id belongs (pss.robe, `_divided`). A private row is one run,
+  // Of a row within its block, or the part of M where an id belongs (pss.methods.robe, `_divided`). A private row is one run,
   // its hash range empty.
   void find_start(const Plan& plan, i64 feature, i64 x) {
     const i64 id = i64(id_[x]);

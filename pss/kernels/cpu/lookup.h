@@ -20,7 +20,7 @@ struct HashConstants {  // pss.hashing.HashConstants
   std::vector<u64> table_keys, chunk_keys;
 };
 
-struct Plan {  // pss.robe_group.RobeGroup, see `pack` there
+struct Plan {  // pss.kernels.robe_group.RobeGroup, see `pack` there
   i64 embedding_dim, block_size, memory_size, features, chunks, tiers;
   i64 chunk_size, rows_per_block;  // a chunk is a block, or a row where a block of the flattened table holds several
   bool is_mean, is_flattened, has_private_rows, is_signed;

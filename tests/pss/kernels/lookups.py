@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from pss.robe import RobeEmbeddingBagCollection, robe_rows
+from pss.methods.robe import RobeEmbeddingBagCollection, robe_rows
 from tests.pss.jagged import table
 
 KEYS = ["d", "a", "unused", "b", "c"]

@@ -17,7 +17,7 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from pss.kernels import robe_bags
-from pss.robe import RobeEmbeddingBagCollection
+from pss.methods.robe import RobeEmbeddingBagCollection
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(2):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pss.kernels import robe_bags
-from pss.robe import RobeEmbeddingBagCollection
+from pss.methods.robe import RobeEmbeddingBagCollection
 from tests.pss.jagged import random_kjt, table
 from tests.pss.kernels.lookups import build, random_ids
 

@@ -17,8 +17,8 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from pss.kernels import robe_bags
-from pss.robe import RobeEmbeddingBagCollection
-from pss.robe_group import pack, unpack
+from pss.kernels.robe_group import pack, unpack
+from pss.methods.robe import RobeEmbeddingBagCollection
 from tests.pss.jagged import random_kjt, table
 from tests.pss.kernels.lookups import LOOKUPS, build, in_float64, random_ids
 

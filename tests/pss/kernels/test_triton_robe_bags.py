@@ -15,8 +15,8 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import PoolingType
 
 from pss.hashing import build_hash, locate
-from pss.robe import RobeEmbeddingBagCollection, cell
-from pss.robe_group import RobeGroup, pack
+from pss.kernels.robe_group import RobeGroup, pack
+from pss.methods.robe import RobeEmbeddingBagCollection, cell
 from tests.pss.jagged import pooled_by_cell, random_kjt, table
 from tests.pss.kernels.triton_batches import (
     CASES,

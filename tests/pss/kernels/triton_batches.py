@@ -9,8 +9,8 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from pss.robe import RobeEmbeddingBagCollection, robe_rows
-from pss.robe_group import RobeGroup, has_kernel, pack
+from pss.kernels.robe_group import RobeGroup, has_kernel, pack
+from pss.methods.robe import RobeEmbeddingBagCollection, robe_rows
 from tests.pss.jagged import random_kjt, table
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,116 @@
+"""One rank of a measurement of steps: `torchrun --nproc-per-node 2 -m launch.runners.measure_steps PLAN.json
+OUTPUT.json`
+
+The plan names the setups, all of one world size; they are measured in turns (`recsys.bench.step_bench`), and rank 0
+writes what was found. `launch.netlab` and the figures make such plans; without torchrun it is one process.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from configs.load import ConfigError, load_config
+from configs.schema import RunConfig, Section
+from recsys.bench.step_bench import Mode, StepMeasurement, measure_steps
+from recsys.runs.ranks import choose_device, process_group
+from recsys.runs.run_dir import describe_environment, write_atomically
+from recsys.train.heap import keep_freed_memory
+from recsys.train.registry import CHOICES
+
+EXIT_MISTAKE = 2
+JSON_VERSION = 1
+EXAMPLE = """a plan:
+  {"rounds": 5, "steps": 10, "setups": [
+    {"label": "sharded", "config": "configs/demo_sharded.toml", "overrides": ["training.global_batch_size=2048"]},
+    {"label": "ROBE", "config": "configs/demo_robe.toml", "overrides": ["training.global_batch_size=2048"]}]}"""
+
+
+class Setup(Section):
+    label: str
+    config: str
+    overrides: tuple[str, ...] = Field(default=(), strict=False)
+
+    def load(self) -> RunConfig:
+        """Raises ConfigError."""
+        return load_config(self.config, self.overrides, CHOICES)
+
+
+class Plan(Section):
+    setups: list[Setup] = Field(min_length=1)
+    mode: Mode = "train"
+    """train: forward, backward and update. inference: forward alone."""
+    rounds: int = Field(default=5, ge=1)
+    steps: int = Field(default=10, ge=1)
+    """Of every setup in every round."""
+    warm_up: int = Field(default=5, ge=0)
+    profile_steps: int = Field(default=5, ge=0)
+    """Of the profiled window of every setup; 0 = none."""
+
+
+def load_plan(path: Path) -> tuple[Plan, list[RunConfig]]:
+    """Raises ConfigError naming the file and what is wrong in it."""
+    try:
+        plan = Plan.model_validate_json(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+    configs = [setup.load() for setup in plan.setups]
+    sizes = {config.parallelism.world_size for config in configs}
+    if len(sizes) > 1:
+        raise ConfigError(f"{path}: setups of one plan share their ranks, these have world_size {sorted(sizes)}")
+    return plan, configs
+
+
+def to_json(plan: Plan, measured: list[StepMeasurement], environment: dict) -> str:
+    setups = [
+        {"label": setup.label, "config": setup.config, "overrides": setup.overrides, **found.summary()}
+        for setup, found in zip(plan.setups, measured, strict=True)
+    ]
+    found = {"version": JSON_VERSION, "mode": plan.mode, "environment": environment, "setups": setups}
+    return json.dumps(found, indent=2)
+
+
+@record
+def run_rank(plan: Plan, configs: list[RunConfig], output: Path) -> None:
+    device = choose_device(configs[0].run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with process_group(configs[0].parallelism, device) as ranks:
+        measured = measure_steps(
+            configs, ranks, mode=plan.mode, rounds=plan.rounds, steps=plan.steps, warm_up=plan.warm_up,
+            profile_steps=plan.profile_steps,
+            progress=lambda what: print(what, file=sys.stderr, flush=True) if ranks.is_first else None,
+        )  # fmt: skip
+        if ranks.is_first:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(output, to_json(plan, measured, describe_environment(device, ranks.world_size)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.runners.measure_steps",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN.json")
+    parser.add_argument("output", type=Path, metavar="OUTPUT.json")
+    arguments = parser.parse_args()
+    try:
+        plan, configs = load_plan(arguments.plan)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_MISTAKE)
+    run_rank(plan, configs, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""MovieLens ratings as a dataset: does a user rate a movie `positive_rating` or higher?
+
+    label   rating ≥ positive_rating
+    ids     user; movie; genre: the first one listed of the movie; hour of the day (UTC) of the rating
+    dense   year: decades from 2000 to the release year at the end of the title, 0 where there is none
+    splits  random: a permutation of the rows drawn from `split_seed`, cut into train, validation, test
+
+Ids are numbered by falling frequency in the training rows from 1; 0 is what the training rows do not have. Nothing else
+is fitted to rows, and no feature is made of ratings: the label cannot leak into them.
+
+A rating with an empty cell, or from before 1995, when MovieLens began, is damaged (a file that was cut off ends in
+such a row): it is left out, counted in `damaged_rows`, and a warning says so.
+
+The files are those of GroupLens, or the same columns in Parquet; both are read into memory, 40 bytes a rating.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from pydantic import Field, model_validator
+
+from configs.schema import Section
+from recsys.data.batch import Rows
+from recsys.data.criteo_ids import build_dictionary
+
+TABLES = ("ratings", "movies")
+FEATURE_NAMES = ("user", "movie", "genre", "hour")
+RATING_COLUMNS = {"userId": pa.int64(), "movieId": pa.int64(), "rating": pa.float64(), "timestamp": pa.int64()}
+MOVIE_COLUMNS = {"movieId": pa.int64(), "title": pa.string(), "genres": pa.string()}
+BEGINNING_OF_1995 = 788_918_400  # in seconds since 1970, as all timestamps are
+
+_logger = logging.getLogger(__name__)
+
+
+class Options(Section):
+    ratings: str = Field(min_length=1)
+    """File of userId, movieId, rating, timestamp: .csv as GroupLens publishes it, or Parquet."""
+    movies: str = Field(min_length=1)
+    """File of movieId, title, genres: .csv or Parquet."""
+    positive_rating: float = 4.0
+    """Ratings from here on are the positive class."""
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Part of the rows that selects the best evaluation; 0: no validation split."""
+    test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    split_seed: int = Field(default=0, ge=0)
+    """Seeds the permutation that the splits are cut from."""
+
+    @model_validator(mode="after")
+    def _leave_training_rows(self) -> Self:
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError(
+                f"test_fraction = {self.test_fraction} and validation_fraction = {self.validation_fraction} "
+                "leave no rows to train on"
+            )
+        return self
+
+
+class Ratings(NamedTuple):
+    """What is read of n ratings: values of FEATURE_NAMES, each (n,) int64; year (n,) float32; labels (n,) float32."""
+
+    values: tuple[np.ndarray, ...]
+    year: np.ndarray
+    labels: np.ndarray
+
+
+class MovieLens:
+    """The three splits, in memory. damaged_rows: ratings that were left out."""
+
+    dense_names = ("year",)
+    feature_names = FEATURE_NAMES
+
+    def __init__(self, options: Options) -> None:
+        ratings, self.damaged_rows = _read_ratings(options)
+        places = _split_places(options, ratings.labels)
+        ids = np.empty((len(ratings.labels), len(FEATURE_NAMES)), np.int64)
+        sizes = []
+        for column, values in enumerate(ratings.values):
+            dictionary = build_dictionary(pa.chunked_array([values[places["train"]]]), 1, None)
+            ids[:, column] = dictionary.encode(pa.array(values))
+            sizes.append(dictionary.num_embeddings)
+        self.num_embeddings = tuple(sizes)
+        year = ratings.year[:, None]
+        self._rows = {split: Rows(year[at], ids[at], ratings.labels[at]) for split, at in places.items()}
+
+    def num_rows(self, split: str) -> int:
+        return len(self._find_split(split))
+
+    def read(self, split: str, indices: np.ndarray) -> Rows:
+        """Rows of the split at (n,) int64 indices, in any order. Raises IndexError for one that it does not have."""
+        rows = self._find_split(split)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(rows)):
+            raise IndexError(f"rows {indices.min()} to {indices.max()} of {split!r}, which has {len(rows)}")
+        return Rows(rows.dense[indices], rows.ids[indices], rows.labels[indices])
+
+    def best_possible(self) -> None:
+        """Real data: nobody knows the true probabilities."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Of all rows as they are read, so of the files' content and every option that changes what is read."""
+        digest = hashlib.blake2b(digest_size=16)
+        for split, rows in self._rows.items():
+            for array in (rows.dense, rows.ids, rows.labels):
+                digest.update(f"{split} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()
+
+    def _find_split(self, split: str) -> Rows:
+        if split not in self._rows:
+            raise ValueError(f"split {split!r} is none of {', '.join(self._rows)}")
+        return self._rows[split]
+
+
+def find_tables(directory: Path) -> dict[str, Path]:
+    """Those of TABLES whose file, *ratings or *movies, .csv or .parquet, is in the directory."""
+    files = sorted(directory.iterdir()) if directory.is_dir() else []
+    tables = [path for path in files if path.suffix in (".csv", ".parquet")]
+    found = {what: next((path for path in tables if path.stem.endswith(what)), None) for what in TABLES}
+    return {what: path.resolve() for what, path in found.items() if path is not None}
+
+
+def table_overrides(tables: Mapping[str, Path]) -> list[str]:
+    """The keys of a config that name these files."""
+    return [f"data.movielens.{what}={json.dumps(str(path))}" for what, path in tables.items()]
+
+
+def build(options: Options, cache_dir: Path) -> MovieLens:
+    """The dataset; `cache_dir` is for datasets that keep files.
+
+    Raises FileNotFoundError where a file is missing; ValueError, naming the file and what was found, where one cannot
+    be read or lacks a column, where ratings are of movies that the movies file does not have, and where a split is
+    empty or has one class only, for which AUC is undefined.
+    """
+    del cache_dir
+    return MovieLens(options)
+
+
+def _read_ratings(options: Options) -> tuple[Ratings, int]:
+    """The ratings in the order of the file, without the damaged ones, and how many those are."""
+    table = _read_table("ratings", Path(options.ratings), RATING_COLUMNS)
+    whole = table.drop_null()
+    whole = whole.filter(pc.greater_equal(whole["timestamp"], BEGINNING_OF_1995))  # type: ignore[attr-defined]
+    damaged = table.num_rows - whole.num_rows
+    if damaged:
+        _logger.warning(
+            "MovieLens: %s: %d of %d rows are left out: an empty cell, or a timestamp before 1995",
+            options.ratings, damaged, table.num_rows,
+        )  # fmt: skip
+    columns = {name: whole[name].to_numpy() for name in RATING_COLUMNS}
+    movies, genres, years = _read_movies(Path(options.movies))
+    if not len(movies):
+        raise ValueError(f"MovieLens: {options.movies}: no movies")
+    place = np.minimum(np.searchsorted(movies, columns["movieId"]), len(movies) - 1)
+    unknown = np.setdiff1d(columns["movieId"], movies)
+    if len(unknown):
+        raise ValueError(
+            f"MovieLens: {options.ratings} has ratings of {len(unknown)} movies that {options.movies} does not have, "
+            f"movieId {unknown[0]} for one"
+        )
+    values = (columns["userId"], columns["movieId"], genres[place], columns["timestamp"] // 3600 % 24)
+    labels = (columns["rating"] >= options.positive_rating).astype(np.float32)
+    return Ratings(values, years[place], labels), damaged
+
+
+def _read_movies(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every movieId once, ascending; its first genre as a place in the alphabet of genres; its year as a feature."""
+    table = _read_table("movies", path, MOVIE_COLUMNS)
+    movies, first = np.unique(table["movieId"].to_numpy(), return_index=True)
+    first_genre = [(genres or "").partition("|")[0] for genres in table["genres"].to_pylist()]
+    genres = np.unique(first_genre, return_inverse=True)[1].astype(np.int64)
+    found = pc.extract_regex(table["title"], r"\((?P<year>\d{4})\)\s*$")  # type: ignore[attr-defined]
+    years = pc.struct_field(found, "year").cast(pa.float32()).fill_null(2000).to_numpy()  # type: ignore[attr-defined]
+    return movies, genres[first], ((years - 2000) / 10)[first]
+
+
+def _read_table(what: str, path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
+    """The columns of a file, in their types."""
+    if not path.is_file():
+        raise FileNotFoundError(f"MovieLens: no {what} file {path}: set data.movielens.{what}")
+    try:
+        table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"MovieLens: {path} cannot be read: {error}") from error
+    if missing := columns.keys() - set(table.column_names):
+        raise ValueError(f"MovieLens: {path} has no column {', '.join(sorted(missing))}: {table.column_names}")
+    try:
+        return table.select(list(columns)).cast(pa.schema(list(columns.items())))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"MovieLens: {path}: {error}") from error
+
+
+def _split_places(options: Options, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Labels (n,) -> for each split the places of its rows in the file, in random order."""
+    n = len(labels)
+    num_validation, num_test = round(n * options.validation_fraction), round(n * options.test_fraction)
+    order = np.random.default_rng(options.split_seed).permutation(n)
+    cuts = [n - num_validation - num_test, n - num_test]
+    train, validation, test = np.split(order, cuts)
+    places = {"train": train, "validation": validation, "test": test}
+    _check_splits(options, {split: labels[at] for split, at in places.items()})
+    return places
+
+
+def _check_splits(options: Options, labels: dict[str, Sequence[float] | np.ndarray]) -> None:
+    for split, own in labels.items():
+        if split == "validation" and options.validation_fraction == 0:
+            continue
+        positive = int(np.sum(own))
+        if positive in (0, len(own)):
+            raise ValueError(
+                f"MovieLens: {options.ratings}: {positive} of the {len(own)} rows of split {split!r} have a rating of "
+                f"{options.positive_rating} or more: AUC is undefined with one class only"
+            )

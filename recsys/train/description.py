@@ -1,0 +1,109 @@
+"""What is known of a run before it trains: its facts for the summary, its plan as a table, its identity."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.optim.keyed import CombinedOptimizer
+
+from configs.load import resolved
+from configs.schema import RunConfig
+from recsys.data.data import Dataset
+from recsys.embedding.embedding_size import count_full_parameters
+from recsys.runs.ranks import Ranks, gather
+from recsys.train.optim import embedding_state_bytes, local_bytes
+from recsys.train.parallelism import unwrapped
+from recsys.train.registry import CHOICES
+
+
+def describe_run(config: RunConfig, dataset: Dataset, placement: str, ranks: Ranks) -> dict[str, Any]:
+    """What was chosen: the constant part of summary.json."""
+    best = dataset.best_possible()
+    return {
+        "name": config.run.name,
+        "architecture": config.model.architecture,
+        "method": config.embedding.method,
+        "placement": placement,
+        "sharding": config.parallelism.sharding if placement == "shard" else None,
+        "dataset": config.data.dataset,
+        "data_fingerprint": dataset.fingerprint(),
+        "seed": config.run.seed,
+        "device": ranks.device.type,
+        "world_size": ranks.world_size,
+        "threads_per_rank": config.parallelism.threads_per_rank,
+        "global_batch_size": config.training.global_batch_size,
+        "train_rows": dataset.num_rows("train"),
+        "test_rows": dataset.num_rows("test"),
+        "best_possible": best and {"auc": best.auc, "log_loss": best.log_loss, "base_rate": best.base_rate},
+    }
+
+
+def describe_size(
+    model: nn.Module,
+    optimizer: CombinedOptimizer,
+    embedding_names: Sequence[str],
+    tables: Sequence[EmbeddingBagConfig],
+    *,
+    asked_compression: float,
+    parameters: int,
+    embedding_parameters: int,
+    embedding_stored_bytes: int,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Parameters of the model as built, and the bytes each rank really holds. Collective.
+
+    embedding_names: of the embedding's parameters and persistent buffers in the model as built.
+    embedding_stored_bytes: of all that must be kept to look up; the compression is over it.
+    """
+    full, dense = count_full_parameters(tables), parameters - embedding_parameters
+    return {
+        "parameters": {"dense": dense, "embedding": embedding_parameters, "embedding_full": full},
+        "compression": {"asked": asked_compression, "obtained": 4 * full / embedding_stored_bytes},
+        "embedding_stored_bytes": embedding_stored_bytes,
+        "bytes_per_rank": {
+            "embedding": gather(embedding_bytes(model, embedding_names), ranks),
+            "embedding_optimizer": gather(embedding_state_bytes(optimizer, embedding_names), ranks),
+            "dense": 4 * dense,
+        },
+    }
+
+
+def embedding_bytes(model: nn.Module, embedding_names: Iterable[str]) -> int:
+    """Bytes this rank holds of the named parameters and buffers."""
+    state = unwrapped(model).state_dict()
+    return local_bytes(state[name] for name in embedding_names)
+
+
+def identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """All that must agree for a checkpoint to be continued; world size and sharding need not."""
+    tables = resolved(config, CHOICES)
+    data = {k: v for k, v in tables["data"].items() if k != "cache_dir"}
+    return {
+        "data": data | {"fingerprint": dataset.fingerprint()},
+        **{section: tables[section] for section in ("model", "embedding", "optimizer")},
+        "run": {"seed": config.run.seed},
+        "training": {"global_batch_size": config.training.global_batch_size},
+    }
+
+
+def format_plan(rows: Sequence[Mapping[str, Any]], ranks: Ranks) -> str:
+    """Table -> sharding, kernel, and bytes on every rank, as text."""
+    table = Table(title="Placement of the embeddings", title_justify="left")
+    for column in ("table", "sharding", "kernel"):
+        table.add_column(column)
+    for rank in range(ranks.world_size):
+        table.add_column(f"rank {rank} bytes", justify="right")
+    for row in rows:
+        held = row["bytes_per_rank"]
+        cells = (f"{held[rank]:,}" if rank in held else "" for rank in range(ranks.world_size))
+        table.add_row(row["table"], row["sharding"], row["kernel"], *cells)
+    table.add_section()
+    totals = [sum(row["bytes_per_rank"].get(rank, 0) for row in rows) for rank in range(ranks.world_size)]
+    table.add_row("total", "", "", *(f"{total:,}" for total in totals))
+    text = io.StringIO()
+    Console(file=text, width=60 + 22 * ranks.world_size).print(table)
+    return text.getvalue()

@@ -1,0 +1,236 @@
+"""The sweep: what it measures when asked how, what it refuses, going on where it stopped, and nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.netlab import command as netlab
+from launch.netlab import netlab_cells
+from launch.netlab.command import EXIT_FAILED, build_sweep, main, parse_arguments
+from launch.netlab.emulated_network import describe_obstacle
+from launch.netlab.netlab_cells import LOOPBACK, Sweep, build_tasks, measure_cell, read_cell, write_cell
+from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
+from recsys.cost.crossover_map import Link
+
+ROOT = Path(__file__).parents[3]
+SMALL = ["--network", "500:100", "--batch", "64", "--compression", "100", "--rounds", "2", "--steps", "2"]
+TINY = [*SMALL, "data.synthetic.scale=0.001", "data.synthetic.train_rows=2000", "data.synthetic.validation_rows=100"]
+TINY += ["data.synthetic.test_rows=100"]
+obstacle = describe_obstacle()
+needs_network = pytest.mark.skipif(obstacle is not None, reason=obstacle or "")
+
+# Instead of launch.runners.measure_steps: as long a step as the setup has characters, without PyTorch.
+STAND_IN = """
+import json, os, sys, time
+plan, output = sys.argv[1:]
+setups = json.load(open(plan))["setups"]
+with open(os.environ["LOG"], "a") as log:
+    variables = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")
+    print(*(os.environ[name] for name in variables), len(setups), file=log)
+if "FAIL_IN_EMULATED" in os.environ and os.environ["GLOO_SOCKET_IFNAME"] == "link0":
+    sys.exit("no more memory")
+if os.environ.get("HANG") == os.environ["GLOO_SOCKET_IFNAME"]:
+    print(os.getpid(), file=open(os.environ["LOG"] + os.environ["RANK"], "w"), flush=True)
+    time.sleep(60)
+if os.environ["RANK"] == "0":
+    step = lambda ms: {"median": ms, "p25": ms * 0.9, "p75": ms * 1.1, "n": 4}
+    found = [setup | {"step_ms": step(len(setup["label"]))} for setup in setups]
+    json.dump({"version": 1, "environment": {}, "setups": found}, open(output, "w"))
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """The lines that ranks of the stand-in have left so far."""
+    script, log = tmp_path / "stand_in.py", tmp_path / "log"
+    script.write_text(STAND_IN)
+    log.touch()
+    monkeypatch.setattr(netlab_cells, "ENTRY", (sys.executable, str(script)))
+    monkeypatch.setattr(netlab.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("LOG", str(log))
+    monkeypatch.chdir(ROOT)
+    return lambda: log.read_text().splitlines()
+
+
+def sweep(*arguments):
+    return build_sweep(parse_arguments(arguments))
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+def test_networks_are_pairs_or_every_rate_with_every_delay():
+    assert sweep().links == [Link(10_000, 50), Link(1000, 50), Link(1000, 1000), Link(100, 1000)]
+    assert sweep("--rate-mbit", "100,1000", "--delay-us", "50").links == [Link(100, 50), Link(1000, 50)]
+    assert len(sweep("--delay-us", "0,50,50").links) == 3 * 2
+    assert sweep("--network", "25:20000,1000:0").links == [Link(25, 20_000), Link(1000, 0)]
+
+
+def test_every_setup_is_asked_for_what_is_compared(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tasks = build_tasks(sweep("--batch", "64,128", "--hosts", "4", "--sharding", "row_wise", "model.embedding_dim=8"))
+    assert [task.link for task in tasks[::2]] == [LOOPBACK, *sweep().links]
+    assert [task.global_batch_size for task in tasks[:4]] == [64, 128] * 2
+    task = tasks[1]
+    assert (task.hosts, task.threads) == (4, 1)
+    assert [setup.side for setup in task.setups] == ["sharded"] + ["data_parallel"] * 3
+    assert [setup.side for setup in task.alone] == ["single"] * 3
+    configs = [netlab_cells.load_config(s.config, s.overrides, netlab_cells.CHOICES) for s in task.setups]
+    assert {config.parallelism.world_size for config in configs} == {4}
+    assert {config.training.global_batch_size for config in configs} == {128}
+    assert {config.model.embedding_dim for config in configs} == {8}
+    assert configs[0].parallelism.sharding == "row_wise"
+    assert [config.embedding.compression for config in configs[1:]] == [100, 1000, 10_000]
+    single = netlab_cells.load_config(task.alone[0].config, task.alone[0].overrides, netlab_cells.CHOICES)
+    assert (single.parallelism.world_size, single.parallelism.threads_per_rank) == (1, 4)
+    assert len({task.file_name for task in tasks}) == len(tasks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate-mbit", "0"], "--rate-mbit 0: must be from 0.1"),
+        (["--delay-us", "50,fast"], "--delay-us 'fast': not a number"),
+        (["--network", "1000"], "--network 1000: must look like RATE:DELAY"),
+        (["--network", "1000:-1"], "--network -1: must be from 0"),
+        (["--network", "1000:50", "--delay-us", "50"], "--network 1000:50: pairs take the place"),
+        (["--batch", "0.5"], "--batch '0.5': not a whole number"),
+        (["--batch", "63"], "training.global_batch_size = 63 is not a multiple"),
+        (["--compression", "0.1"], "--compression 0.1: must be from 1"),
+        (["--sharding", "rowwise"], "--sharding rowwise: unknown; known: planner, table_wise"),
+        (["--hosts", "1"], "--hosts 1: must be at least 2"),
+        (["--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["--config-family", "configs/none"], "configs/none_robe.toml: cannot be read"),
+        (["embedding.compression=7"], "embedding.compression=7: the sweep sets this itself, use --compression"),
+        (["model.embeding_dim=8"], "did you mean embedding_dim?"),
+    ],
+)
+def test_mistakes_end_before_anything_runs(arguments, said, capsys, monkeypatch, tmp_path, stand_in):
+    monkeypatch.setattr(netlab, "describe_obstacle", lambda: None)
+    assert run(*arguments, "--output", str(tmp_path / "out")) == EXIT_MISTAKE
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_that_cannot_is_told_why(capsys, monkeypatch, tmp_path, stand_in):
+    monkeypatch.setattr(netlab, "describe_obstacle", lambda: "emulated networks need root")
+    assert run("--output", str(tmp_path / "out")) == EXIT_MISTAKE
+    assert capsys.readouterr().err == "error: emulated networks need root\n"
+
+
+def test_a_cell_is_taken_as_it_is_only_with_the_same_settings(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+
+    def task(**changes):
+        settings = {"links": [], "batch_sizes": [64], "compressions": [100], "shardings": ["table_wise"]}
+        return build_tasks(Sweep(**settings | changes))[0]
+
+    write_cell(task(), {"version": netlab_cells.VERSION, "fingerprint": task().fingerprint}, tmp_path)
+    assert read_cell(task(), tmp_path)
+    assert read_cell(task(rounds=3), tmp_path) is None
+    assert read_cell(task(compressions=[101]), tmp_path) is None
+    assert read_cell(task(overrides=["model.embedding_dim=8"]), tmp_path) is None
+    for name in ("demo", "demo_sharded", "demo_robe", "demo_robe_single"):
+        (tmp_path / f"{name}.toml").write_text((ROOT / f"configs/{name}.toml").read_text())
+    own = task(family=str(tmp_path / "demo"))
+    write_cell(own, {"version": netlab_cells.VERSION, "fingerprint": own.fingerprint}, tmp_path)
+    (tmp_path / "demo.toml").write_text((tmp_path / "demo.toml").read_text().replace("[64]", "[32]"))
+    assert read_cell(task(family=str(tmp_path / "demo")), tmp_path) is None
+    (tmp_path / task().file_name).write_text("{")
+    assert read_cell(task(), tmp_path) is None
+
+
+@needs_network
+def test_a_sweep_goes_on_where_it_stopped(capsys, monkeypatch, tmp_path, stand_in):
+    arguments = [*SMALL, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "copy.json")]
+    monkeypatch.setenv("FAIL_IN_EMULATED", "yes")
+    assert run(*arguments) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert "ended with status 1\n  no more memory" in said
+    assert json.loads((tmp_path / "out/crossover.json").read_text())["status"] == "1 of 2 cells"
+
+    monkeypatch.delenv("FAIL_IN_EMULATED")
+    before = len(stand_in())
+    assert run(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert "1 of 2 cells are there already" in err
+    assert sorted(stand_in()[before:]) == ["0 1 2 lo 1", "0 2 1 link0 3", "1 2 1 link0 3"]
+    assert sorted(stand_in()[:3]) == ["0 1 2 lo 1", "0 2 1 lo 3", "1 2 1 lo 3"]
+    found = json.loads((tmp_path / "out/crossover.json").read_text())
+    assert found == json.loads((tmp_path / "copy.json").read_text())
+    assert found["status"] == "finished"
+    assert [cell["network"] is None for cell in found["cells"]] == [True, False] * 2
+    assert found["cells"][2]["beside"] == {"rate_mbit": 500, "delay_us": 100}
+    plain, emulated = (cell["network"] for cell in found["cells"][1::2])
+    assert (plain["emulated"], plain["rate_mbit"], plain["delay_us"]) == (False, None, None)
+    assert (emulated["emulated"], emulated["rate_mbit"], emulated["delay_us"]) == (True, 500, 100)
+    assert 400 < emulated["measured_rate_mbit"] < 500
+    assert 200 < emulated["measured_round_trip_us"] < 1000
+    assert [(s["side"], s["asked_compression"]) for s in found["cells"][3]["setups"]] == [
+        ("sharded", 1),
+        ("sharded", 1),
+        ("data_parallel", 100),
+    ]
+    assert "8.00 1.00× ★" in out
+    assert "500 Mbit/s, 100 µs (emulated), ROBE data-parallel: 100× slower, 3.00×" in out
+    assert "EMULATED" in (tmp_path / "out/crossover.html").read_text()
+
+    assert run(*arguments) == 0
+    assert "2 of 2 cells are there already" in capsys.readouterr().err
+    assert len(stand_in()) == before + 3
+
+
+SCRIPT = """
+import sys
+from launch.netlab import command as netlab, netlab_cells
+netlab_cells.ENTRY = (sys.executable, sys.argv[1])
+netlab.main(sys.argv[2:])
+"""
+
+
+@needs_network
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_keeps_what_it_has_and_leaves_nothing(ended_by, tmp_path, stand_in):
+    log = Path(os.environ["LOG"])
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "stand_in.py"), *SMALL, "--output", str(tmp_path / "out")]
+    with subprocess.Popen(command, env=os.environ | {"HANG": "link0"}, stderr=subprocess.PIPE, text=True) as lab:
+        ranks = [log.with_name(f"log{rank}") for rank in range(2)]
+        end = time.monotonic() + 60
+        while not all(path.exists() and path.read_text().endswith("\n") for path in ranks):
+            assert lab.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        lab.send_signal(ended_by)
+        said = lab.communicate(timeout=30)[1]
+    assert lab.returncode == EXIT_INTERRUPTED
+    assert "interrupted: the same command goes on from here" in said
+    assert not any(Path("/proc", path.read_text().strip()).exists() for path in ranks)
+    assert not list(Path("/run/netns").glob(f"pss-{lab.pid}-*"))
+    assert json.loads((tmp_path / "out/crossover.json").read_text())["status"] == "1 of 2 cells"
+
+
+@needs_network
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.skipif("PSS_BENCH_LONG" not in os.environ, reason="half a minute or more: set PSS_BENCH_LONG=1")
+def test_real_steps_go_over_the_emulated_links(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    task = build_tasks(sweep(*TINY, f"data.cache_dir={tmp_path}/cache"))[1]
+    alone, together = measure_cell(task)["cells"]
+    assert [setup["world_size"] for setup in alone["setups"]] == [1]
+    assert [setup["placement"] for setup in together["setups"]] == ["shard", "shard", "replicate"]
+    assert [setup["world_size"] for setup in together["setups"]] == [2, 2, 2]
+    assert all(setup["bytes_per_step"]["all_reduce"] > 0 for setup in together["setups"])
+    assert together["setups"][0]["bytes_per_step"]["all_to_all"] > 0
+    assert all(setup["parts"]["exposed_comm_ms"] > 0.2 for setup in together["setups"])
+    assert together["network"]["dropped_packets"] == 0
+    assert 0 < together["network"]["relay_cores"] < 1

@@ -1,0 +1,324 @@
+"""Figures against cases worked out by hand, fairness, and every way a run directory can be wrong."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+
+from recsys.report.compared_runs import ComparisonError, find_differences, load_runs, shared_facts
+from recsys.report.curves import Point, Position, mean_curve
+from recsys.report.report import comparison, curves
+from tests.recsys.report.fake_runs import write_run
+
+# What may be None is not in these cases.
+compare: Any = comparison.compare
+find_arrival: Any = curves.find_arrival
+find_lead: Any = curves.find_lead
+
+RISING = [(10.0, 1024, 0.5, 0.70), (20.0, 2048, 1.0, 0.74), (30.0, 3072, 1.5, 0.78)]
+
+
+def curve(*pairs):
+    return [Point(time_s, 100 * time_s, time_s / 10, value) for time_s, value in pairs]
+
+
+class TestCurves:
+    def test_arrival_is_observed_and_interpolated(self):
+        arrival = find_arrival([curve((10, 0.70), (20, 0.74), (30, 0.78))], 0.75)
+        assert arrival.observed == Position(30, 3000, 3)
+        between = arrival.interpolated  # a quarter of the way from 20 to 30
+        assert (between.time_s, between.samples, between.epochs) == pytest.approx((22.5, 2250, 2.25))
+
+    def test_first_of_several_arrivals_counts_and_equality_is_enough(self):
+        assert find_arrival([curve((1, 0.6), (2, 0.75), (3, 0.7), (4, 0.8))], 0.75).observed.time_s == 2
+
+    def test_nothing_lies_before_the_first_evaluation(self):
+        arrival = find_arrival([curve((10, 0.8), (20, 0.9))], 0.75)
+        assert (arrival.observed.time_s, arrival.interpolated) == (10, None)
+
+    def test_one_run_of_two_that_arrives_gives_no_position(self):
+        arrival = find_arrival([curve((10, 0.8)), curve((10, 0.7))], 0.75)
+        assert (arrival.runs, arrival.observed, arrival.interpolated) == (1, None, None)
+
+    def test_arrivals_of_seeds_are_averaged(self):
+        arrival = find_arrival([curve((10, 0.7), (20, 0.8)), curve((10, 0.7), (20, 0.72), (40, 0.8))], 0.75)
+        assert arrival.observed.time_s == 30
+        assert arrival.interpolated.time_s == pytest.approx((15 + 27.5) / 2)
+
+    def test_not_evaluated_is_not_the_same_as_not_reached(self):
+        assert find_arrival([[]], 0.75) is None
+        assert find_arrival([curve((1, 0.6))], 0.75).observed is None
+
+    def test_mean_is_taken_where_all_curves_have_points(self):
+        a, b = curve((10, 0.7), (20, 0.8)), [Point(14, 1000, 1, 0.6), Point(99, 5000, 5, 0.9)]
+        (point,) = mean_curve([a, b])
+        assert (point.time_s, point.samples, point.epoch, point.value) == pytest.approx((12, 1000, 1, 0.65))
+
+    @pytest.mark.parametrize(
+        ("first", "last", "ahead", "changes"),
+        [
+            (0.70, 0.72, True, ()),
+            (0.60, 0.62, False, ()),
+            (0.67, 0.69, True, (15,)),
+            (0.60, 0.72, False, (10 + 10 * 5 / 6,)),
+        ],
+    )
+    def test_lead(self, first, last, ahead, changes):
+        found = find_lead(curve((10, first), (20, last)), curve((10, 0.65), (20, 0.71)))
+        assert (found.ahead_at_first, found.changes_s) == (ahead, pytest.approx(changes))
+
+    def test_lead_is_read_between_points_of_different_times(self):
+        # At 20 the baseline stands at .60 + .1 * 10/20 = .65: ahead by .05 there, by .05 at 10, behind by .02 at 30.
+        found = find_lead(curve((10, 0.65), (20, 0.70), (40, 0.66)), curve((10, 0.60), (30, 0.70)))
+        assert found.ahead_at_first
+        assert found.changes_s == (pytest.approx(20 + 10 * 0.05 / 0.07),)
+        assert (found.start_s, found.end_s) == (10, 30)
+
+    def test_no_lead_without_a_common_time(self):
+        assert find_lead(curve((1, 0.6), (2, 0.7)), curve((3, 0.6), (4, 0.7))) is None
+        assert find_lead([], curve((3, 0.6))) is None
+
+
+class TestFigures:
+    def test_seeds_are_grouped_with_mean_and_standard_deviation(self, tmp_path):
+        aucs = (0.75, 0.76, 0.78)
+        runs = [
+            write_run(tmp_path, f"robe_s{i}", seed=i, step_ms=10.0 + i, summary={"best.test_auc": auc})
+            for i, auc in enumerate(aucs)
+        ]
+        (setup,) = compare(runs).setups
+        auc = setup.figures.test_auc
+        assert (setup.label, len(setup.runs), auc.n, auc.source) == ("robe", 3, 3, "seeds")
+        assert auc.mean == pytest.approx(0.763333, abs=1e-6)
+        assert auc.plus_minus == pytest.approx(0.0152753, abs=1e-7)  # sqrt((.01333² + .00333² + .01667²) / 2)
+        assert setup.figures.step_ms_p50.mean == pytest.approx(11.0)
+
+    def test_runs_of_one_name_in_several_directories_are_one_setup_of_that_name(self, tmp_path):
+        places = [tmp_path / str(seed) for seed in range(2)]
+        for seed, place in enumerate(places):
+            write_run(place, "full", method="sharded", seed=seed)
+            write_run(place, "robe", seed=seed)
+        found = compare([place / name for place in places for name in ("full", "robe")])
+        assert [(setup.label, len(setup.runs)) for setup in found.setups] == [("full", 2), ("robe", 2)]
+        method = next(d for d in found.varied if d.key == "embedding.method")
+        assert [labels for _, labels in method.values] == [("full",), ("robe",)]
+
+    def test_one_seed_has_the_sampling_error_it_was_recorded_with(self, tmp_path):
+        (setup,) = compare([write_run(tmp_path, "robe", summary={"best.test_auc": 0.75})]).setups
+        auc = setup.figures.test_auc
+        assert (auc.mean, auc.plus_minus, auc.source, auc.n) == (0.75, 0.0021, "sampling", 1)
+
+    def test_what_differs_in_more_than_the_seed_or_repeats_it_is_apart(self, tmp_path):
+        runs = [
+            write_run(tmp_path, "a_s0"),
+            write_run(tmp_path, "a_s1", seed=1),
+            write_run(tmp_path, "again_s1", seed=1),
+            write_run(tmp_path, "small", compression=10.0),
+            write_run(tmp_path, "cut_s2", seed=2, summary={"status": "interrupted"}),
+        ]
+        setups = compare(runs).setups
+        assert [[run.label for run in setup.runs] for setup in setups] == [
+            ["a_s0", "a_s1"], ["again_s1"], ["small"], ["cut_s2"]
+        ]  # fmt: skip
+        assert [setup.label for setup in setups] == ["a", "again_s1", "small", "cut_s2"]
+
+    @pytest.mark.parametrize(
+        ("names", "label"),
+        [
+            (("robe_seed1", "robe_seed2"), "robe"),
+            (("robe-1000x.0", "robe-1000x.1"), "robe-1000x"),
+            (("tables_1", "tables_2"), "tables"),
+            (("1", "2"), "1"),
+        ],
+    )
+    def test_a_group_is_called_by_what_its_names_share(self, tmp_path, names, label):
+        runs = [write_run(tmp_path, name, seed=seed) for seed, name in enumerate(names)]
+        assert [setup.label for setup in compare(runs).setups] == [label]
+
+    def test_relative_time_is_epochs_times_step_over_the_baselines(self, tmp_path):
+        full = write_run(tmp_path, "full", method="sharded", evaluations=RISING, step_ms=10.0)
+        slow = [(t / 2, samples, epoch, auc - 0.04) for t, samples, epoch, auc in RISING]
+        robe = write_run(tmp_path, "robe", compression=10.0, evaluations=slow, step_ms=4.0)
+        base, other = compare([robe, full], target_auc=0.74).setups
+        assert (base.label, base.is_baseline, other.label) == ("full", True, "robe")
+        assert other.ratios.step_time == pytest.approx(0.4)
+        assert other.ratios.relative_time == pytest.approx((1.5 * 4) / (1.0 * 10))
+        assert other.ratios.time_to_target == pytest.approx(15 / 20)
+        # Every rank holds a tenth of the parameters, against the larger shard, 6/11 of them.
+        assert other.ratios.embedding_bytes == pytest.approx(0.1 / (6 / 11), rel=1e-3)
+        assert (base.ratios.relative_time, base.ratios.step_time) == (1, 1)
+
+    def test_not_reached_is_a_result(self, tmp_path):
+        full = write_run(tmp_path, "full", method="sharded", evaluations=RISING)
+        robe = write_run(tmp_path, "robe", compression=10.0, evaluations=RISING[:2])
+        _, other = compare([full, robe]).setups
+        assert (other.figures.target.runs, other.figures.target.observed) == (0, None)
+        assert (other.ratios.relative_time, other.ratios.time_to_target) == (None, None)
+
+    def test_a_run_without_evaluations_has_figures_none(self, tmp_path):
+        fresh = write_run(tmp_path, "fresh", step_ms=None, evaluations=[], summary={"status": "running"})
+        (setup,) = compare([fresh], target_auc=0.75).setups
+        found = setup.figures
+        assert (found.test_auc, found.target, found.step_ms_p50, setup.ratios.step_time) == (None, None, None, None)
+
+    def test_memory_is_of_the_rank_that_holds_most(self, tmp_path):
+        held = {"embedding": [100, 300, 200], "embedding_optimizer": [500, 10, 200]}
+        (setup,) = compare([write_run(tmp_path, "x", summary={"bytes_per_rank": held})]).setups
+        assert (setup.figures.embedding_bytes, setup.figures.embedding_optimizer_bytes) == (100, 500)
+
+
+class TestTarget:
+    def test_lowest_best_auc_of_finished_runs_with_full_tables(self, tmp_path):
+        runs = [
+            write_run(tmp_path, "robe", compression=10.0, evaluations=[(1, 512, 1, 0.70)]),
+            write_run(tmp_path, "full_s0", method="sharded", evaluations=[(1, 512, 1, 0.77), (2, 1024, 2, 0.75)]),
+            write_run(tmp_path, "full_s1", method="sharded", seed=1, evaluations=[(1, 512, 1, 0.76)]),
+            write_run(
+                tmp_path, "full_s2", method="sharded", evaluations=[(1, 512, 1, 0.72)], summary={"status": "running"}
+            ),
+        ]
+        target = compare(runs).target
+        assert (target.auc, target.split) == (0.76, "validation")
+        assert "lowest" in target.rule
+        assert "2 finished runs" in target.rule
+
+    def test_configured_and_asked(self, tmp_path):
+        runs = [write_run(tmp_path, str(i), seed=i, config={"training.target_auc": 0.75}) for i in range(2)]
+        assert compare(runs).target.auc == 0.75
+        assert "training.target_auc" in compare(runs).target.rule
+        assert compare(runs, target_auc=0.6).target.auc == 0.6
+
+    def test_none_without_full_tables(self, tmp_path):
+        assert compare([write_run(tmp_path, "robe", compression=10.0)]).target is None
+
+
+class TestFairness:
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            ({"config": {"data.synthetic.scale": 0.2}}, "data.synthetic.scale"),
+            ({"config": {"model.dlrm.top_mlp": [8]}}, "model.dlrm.top_mlp"),
+            ({"config": {"model.dlrm.path": "only [data] may name places"}}, "model.dlrm.path"),
+            ({"config": {"optimizer.dense_learning_rate": 0.1}}, "optimizer.dense_learning_rate"),
+            ({"config": {"training.global_batch_size": 1024}}, "training.global_batch_size"),
+            ({"config": {"training.max_steps": 10}}, "training.max_steps"),
+            ({"config": {"evaluation.patience": 3}}, "evaluation.patience"),
+            ({"summary": {"data_fingerprint": "other"}}, "fingerprint of the data"),
+            ({"summary": {"device": "cuda"}}, "device"),
+            ({"summary": {"best_possible.auc": 0.9}}, "best possible AUC"),
+            ({"summary": {"test_rows": 7}}, "test rows"),
+            ({"environment": {"cpu": "another"}}, "hardware"),
+            ({"threads": 2}, "threads in total"),
+        ],
+    )
+    def test_what_must_be_shared_is_refused_with_both_values(self, tmp_path, change, key):
+        runs = [write_run(tmp_path, "one"), write_run(tmp_path, "two", compression=10.0, **change)]
+        with pytest.raises(ComparisonError) as refused:
+            compare(runs)
+        (line,) = [line for line in str(refused.value).splitlines() if line.startswith(f"  {key}:")]
+        assert "(one)" in line
+        assert "(two)" in line
+        assert [d.key for d in compare(runs, allow_differences=True).differences if d.key == key] == [key]
+
+    def test_every_difference_is_listed(self, tmp_path):
+        changes = {"training.epochs": 3.0, "evaluation.patience": 2, "optimizer.dense": "sgd"}
+        runs = load_runs([write_run(tmp_path, "one"), write_run(tmp_path, "two", config=changes)])
+        assert {d.key for d in find_differences(runs, shared_facts)} == set(changes)
+
+    def test_embedding_parallelism_seed_and_places_may_differ(self, tmp_path):
+        other = {"data.cache_dir": "/elsewhere", "data.synthetic.path": "x", "embedding.robe.block_size": 8}
+        runs = [
+            write_run(tmp_path, "one", ranks=2, threads=1),
+            write_run(tmp_path, "two", ranks=1, threads=2, seed=5, compression=10.0, config=other),
+        ]
+        found = compare(runs)
+        assert found.differences == ()
+        assert {d.key for d in found.varied} == {
+            "embedding.compression", "embedding.robe.block_size", "parallelism.world_size",
+            "parallelism.threads_per_rank", "seed",
+        }  # fmt: skip
+
+    def test_caveats(self, tmp_path):
+        failed = {"status": "failed", "error": {"rank": 1, "message": "boom"}}
+        runs = [
+            write_run(tmp_path, "one", environment={"uncommitted_changes": True, "commit": "a" * 40}),
+            write_run(tmp_path, "two", compression=10.0, summary=failed),
+            write_run(tmp_path, "three", compression=100.0, environment={"commit": None, "packages.torch": "2.11.0"}),
+        ]
+        caveats = "\n".join(compare(runs).caveats)
+        assert "uncommitted changes: one." in caveats
+        assert "two is not finished but failed" in caveats
+        assert "rank 1: boom" in caveats
+        assert "commit unknown: three." in caveats
+        assert "Commits differ" in caveats
+        assert "2.11.0 (three)" in caveats
+        assert compare([write_run(tmp_path, "fine")]).caveats == ()
+
+
+class TestBadInput:
+    def refuse(self, *paths):
+        with pytest.raises(ComparisonError) as error:
+            load_runs(paths)
+        return str(error.value)
+
+    def test_missing_and_not_a_directory(self, tmp_path):
+        assert f"{tmp_path}/nothing does not exist" in self.refuse(tmp_path / "nothing")
+        (tmp_path / "file").write_text("")
+        assert f"{tmp_path}/file is not a directory" in self.refuse(tmp_path / "file")
+
+    @pytest.mark.parametrize("missing", ["summary.json", "config.toml", "environment.json"])
+    def test_not_a_run_directory(self, tmp_path, missing):
+        run = write_run(tmp_path, "one")
+        (run / missing).unlink()
+        assert f"{run} is not a run directory: {missing} is missing" in self.refuse(run)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("summary.json", "{"),
+            ("summary.json", "[]"),
+            ("environment.json", "nonsense"),
+            ("environment.json", "[1]"),
+            ("config.toml", "a = = 1"),
+            ("metrics.jsonl", '{"step": 1, "samples": 1, "epoch": 1, "time_s": 1}\n{"step":\n'),
+            ("metrics.jsonl", "[]\n"),
+            ("metrics.jsonl", '{"step": 1}\n'),
+        ],
+    )
+    def test_corrupt_file_is_named(self, tmp_path, name, text):
+        run = write_run(tmp_path, "one")
+        (run / name).write_text(text)
+        message = self.refuse(run)
+        assert str(run / name) in message
+        if name == "metrics.jsonl":
+            assert f"line {text.count(chr(10))}" in message
+
+    def test_summary_without_a_key_or_of_a_wrong_type_names_it(self, tmp_path):
+        run = write_run(tmp_path, "one", summary={"parameters.embedding": "many"})
+        assert "parameters.embedding" in self.refuse(run)
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "method"}))
+        assert "method" in self.refuse(run)
+
+    def test_given_twice(self, tmp_path):
+        run = write_run(tmp_path, "one")
+        assert "given twice" in self.refuse(run, run)
+        assert "also as" in self.refuse(run, run / ".." / "one")
+
+    def test_a_last_line_cut_off_is_left_out_and_no_records_are_none(self, tmp_path):
+        run = write_run(tmp_path, "one")
+        whole = len(load_runs([run])[0].records)
+        with (run / "metrics.jsonl").open("a") as lines:
+            lines.write('{"step": 99')
+        assert len(load_runs([run])[0].records) == whole
+        (run / "metrics.jsonl").unlink()
+        (run / "plan.txt").unlink()
+        (again,) = load_runs([run])
+        assert (list(again.records), again.plan) == ([], None)
+
+    def test_runs_of_one_name_are_told_apart_by_their_paths(self, tmp_path):
+        run = write_run(tmp_path / "a", "one")
+        shutil.copytree(run, tmp_path / "b" / "one")
+        labels = [r.label for r in load_runs([run, tmp_path / "b" / "one"])]
+        assert labels == [str(run), str(tmp_path / "b" / "one")]
