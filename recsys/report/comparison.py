@@ -27,7 +27,7 @@ from recsys.report.compared_runs import (
     load_runs,
     shared_facts,
 )
-from recsys.report.curves import Arrival, Lead, Point, find_arrival, find_lead, mean_curve
+from recsys.report.curves import CurveOrder, Point, TimeToTarget, mean_curve, order_curves, time_to_target
 from recsys.runs.metrics import quality_name
 
 
@@ -93,7 +93,7 @@ class Figures:
     epochs: float
     samples: float
     peak_memory_gib: float | None
-    target: Arrival | None
+    target: TimeToTarget | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Setup:
     runs: tuple[Run, ...]
     figures: Figures
     ratios: Ratios
-    lead: Lead | None
+    lead: CurveOrder | None
     is_baseline: bool
 
     @property
@@ -180,7 +180,7 @@ def compare(
             runs=tuple(group),
             figures=found,
             ratios=compare_with(found, figures[0]),
-            lead=None if group is base else find_lead(curve, curves[0]),
+            lead=None if group is base else order_curves(curve, curves[0]),
             is_baseline=group is base,
         )
         for label, group, found, curve in zip(_label_groups(groups), groups, figures, curves, strict=True)
@@ -255,7 +255,7 @@ def measure(runs: Sequence[Run], split: str, target: Target | None) -> Figures:
         epochs=fmean(s.epochs for s in summaries),
         samples=fmean(s.samples for s in summaries),
         peak_memory_gib=max((gib for s in summaries for gib in s.peak_memory_gib or ()), default=None),
-        target=target and find_arrival(_auc_curves(runs, split), target.auc),
+        target=target and time_to_target(_auc_curves(runs, split), target.auc),
     )
 
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 @dataclass(frozen=True)
 class Point:
-    """A value of a metric and where in training it was measured."""
+    """A value of a metric, and where in training it was measured."""
 
     time_s: float
     samples: float
@@ -27,10 +27,11 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """Where the target was reached: at an evaluation, and on the straight line from the evaluation before, if any.
+class TimeToTarget:
+    """Where in training an arm's runs reach the target.
 
-    runs: how many of the setup's runs reached it. The positions are means over runs, None unless all did.
+    runs: how many of them reach it. observed: the first evaluation at or above the target. interpolated: on the
+    straight line from the evaluation before it, where there is one. Both are means over runs, None unless all reach it.
     """
 
     runs: int
@@ -39,10 +40,10 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Lead:
-    """Whether a setup's AUC is above the baseline's at first, at equal training time, and when that turns.
+class CurveOrder:
+    """Which of two learning curves is above the other at equal training time, and when they cross.
 
-    start_s and end_s: the time in which both were measured.
+    start_s and end_s: the time in which both were measured. changes_s: the times of the crossings.
     """
 
     start_s: float
@@ -51,23 +52,23 @@ class Lead:
     changes_s: tuple[float, ...]
 
 
-def find_arrival(curves: Sequence[Sequence[Point]], auc: float) -> Arrival | None:
-    """Where the AUC curves of a setup's runs first reach `auc`; None when a run was not evaluated at all."""
+def time_to_target(curves: Sequence[Sequence[Point]], target: float) -> TimeToTarget | None:
+    """Return where the curves of an arm's runs first reach the target; None when a run was not evaluated at all."""
     if not all(curves):
         return None
-    places = [place for curve in curves if (place := _first_reaching(curve, auc)) is not None]
+    places = [place for curve in curves if (place := _first_reaching(curve, target)) is not None]
     if len(places) < len(curves):
-        return Arrival(len(places), None, None)
+        return TimeToTarget(len(places), None, None)
     between = [interpolated for _, interpolated in places if interpolated is not None]
-    return Arrival(
+    return TimeToTarget(
         runs=len(places),
         observed=_mean_position([observed for observed, _ in places]),
         interpolated=_mean_position(between) if len(between) == len(places) else None,
     )
 
 
-def _first_reaching(curve: Sequence[Point], auc: float) -> tuple[Position, Position | None] | None:
-    index = next((i for i, point in enumerate(curve) if point.value >= auc), None)
+def _first_reaching(curve: Sequence[Point], target: float) -> tuple[Position, Position | None] | None:
+    index = next((i for i, point in enumerate(curve) if point.value >= target), None)
     if index is None:
         return None
     after = curve[index]
@@ -75,7 +76,7 @@ def _first_reaching(curve: Sequence[Point], auc: float) -> tuple[Position, Posit
     if index == 0:
         return observed, None
     before = curve[index - 1]
-    part = (auc - before.value) / (after.value - before.value)
+    part = (target - before.value) / (after.value - before.value)
     return observed, Position(
         time_s=before.time_s + part * (after.time_s - before.time_s),
         samples=before.samples + part * (after.samples - before.samples),
@@ -90,7 +91,7 @@ def _mean_position(positions: Sequence[Position]) -> Position:
 
 
 def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
-    """The mean of curves at the positions in samples that all of them have."""
+    """Return the mean of curves at the positions in samples that all of them have."""
     by_samples = [{point.samples: point for point in curve} for curve in curves]
     common = sorted(set.intersection(*(set(points) for points in by_samples)))
     rows = [[points[samples] for points in by_samples] for samples in common]
@@ -100,14 +101,14 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     ]
 
 
-def find_lead(curve: Sequence[Point], baseline: Sequence[Point]) -> Lead | None:
-    """Compares curves over training time, straight between points; None where they share no time or never differ."""
+def order_curves(curve: Sequence[Point], baseline: Sequence[Point]) -> CurveOrder | None:
+    """Return when `curve` is above `baseline`, both straight between points; None without a common time or a gap."""
     if not curve or not baseline:
         return None
     start, end = max(curve[0].time_s, baseline[0].time_s), min(curve[-1].time_s, baseline[-1].time_s)
-    times = sorted({start, end} | {p.time_s for p in (*curve, *baseline) if start <= p.time_s <= end})
     if start > end:
         return None
+    times = sorted({start, end} | {p.time_s for p in (*curve, *baseline) if start <= p.time_s <= end})
     gaps = [(time_s, _value_at(curve, time_s) - _value_at(baseline, time_s)) for time_s in times]
     gaps = [(time_s, gap) for time_s, gap in gaps if gap]
     if not gaps:
@@ -117,7 +118,7 @@ def find_lead(curve: Sequence[Point], baseline: Sequence[Point]) -> Lead | None:
         for (t0, g0), (t1, g1) in pairwise(gaps)
         if math.copysign(1, g0) != math.copysign(1, g1)
     ]
-    return Lead(start, end, gaps[0][1] > 0, tuple(changes))
+    return CurveOrder(start, end, gaps[0][1] > 0, tuple(changes))
 
 
 def _value_at(curve: Sequence[Point], time_s: float) -> float:

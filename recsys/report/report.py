@@ -11,7 +11,7 @@ from configs.load import flatten
 from recsys.report.compared_runs import Run, free_facts, shared_facts
 from recsys.report.comparison import Comparison, Measured, Setup, TimeFigures
 from recsys.report.cost_plots import cost_plots
-from recsys.report.curves import Lead
+from recsys.report.curves import CurveOrder
 from recsys.report.page import as_script_data, render_page
 from recsys.report.plots import Plot, choose_styles, find_splits, quality_plots
 from recsys.report.result_table import choose_columns, describe_best_possible, describe_state, describe_target
@@ -133,7 +133,7 @@ def _describe_auc(value: Measured | None, baseline: Measured | None) -> str:
     return f"{text}, a difference within the ±" if within else text
 
 
-def _describe_lead(lead: Lead | None, split: str) -> str:
+def _describe_lead(lead: CurveOrder | None, split: str) -> str:
     if lead is None:
         return ""
     first, then = ("ahead", "behind") if lead.ahead_at_first else ("behind", "ahead")

@@ -12,9 +12,9 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from recsys.report.auc_difference import AucDifference, Verdict
 from recsys.report.comparison import Measured, mean_over_runs
-from recsys.report.curves import Arrival, Point, find_arrival
+from recsys.report.curves import Point, TimeToTarget, time_to_target
+from recsys.report.verdict import AucDifference, Verdict
 from recsys.studies.experiment_records import Results
 
 Row = Mapping[str, Any]
@@ -86,10 +86,10 @@ class GroupFigures:
         return fmean(run.best["epoch"] for run in self.runs) if self.runs else None
 
     @cached_property
-    def arrival(self) -> Arrival | None:
+    def arrival(self) -> TimeToTarget | None:
         if self.target is None or not self.runs:
             return None
-        return find_arrival([run.curve() for run in self.runs], self.target)
+        return time_to_target([run.curve() for run in self.runs], self.target)
 
     @cached_property
     def equal_time_auc(self) -> Measured | None:

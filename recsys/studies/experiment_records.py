@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.report.auc_difference import AucDifference, Placements, compare_placements, place
+from recsys.report.verdict import AucDifference, Placements, compare_placements, place
 from recsys.runs.metrics import quality_name
 from recsys.runs.run_dir import RunDir
 from recsys.studies.experiment import Experiment, parse_experiment
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         *((name, _REAL) for name in ("train_time_s", "evaluation_time_s", "peak_memory_gib", "best_possible_auc")),
         ("selected_on", _TEXT),
         # Of the group against the baseline of its setting and model, results on both sides:
-        # recsys.report.auc_difference.
+        # recsys.report.verdict.
         *(
             (name, _REAL)
             for name in ("difference", "difference_se", "difference_low", "difference_high", "difference_p")

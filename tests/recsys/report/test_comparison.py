@@ -6,78 +6,14 @@ from typing import Any
 
 import pytest
 
+from recsys.report import comparison
 from recsys.report.compared_runs import ComparisonError, find_differences, load_runs, shared_facts
-from recsys.report.curves import Point, Position, mean_curve
-from recsys.report.report import comparison, curves
 from tests.recsys.report.fake_runs import write_run
 
 # What may be None is not in these cases.
 compare: Any = comparison.compare
-find_arrival: Any = curves.find_arrival
-find_lead: Any = curves.find_lead
 
 RISING = [(10.0, 1024, 0.5, 0.70), (20.0, 2048, 1.0, 0.74), (30.0, 3072, 1.5, 0.78)]
-
-
-def curve(*pairs):
-    return [Point(time_s, 100 * time_s, time_s / 10, value) for time_s, value in pairs]
-
-
-class TestCurves:
-    def test_arrival_is_observed_and_interpolated(self):
-        arrival = find_arrival([curve((10, 0.70), (20, 0.74), (30, 0.78))], 0.75)
-        assert arrival.observed == Position(30, 3000, 3)
-        between = arrival.interpolated  # a quarter of the way from 20 to 30
-        assert (between.time_s, between.samples, between.epochs) == pytest.approx((22.5, 2250, 2.25))
-
-    def test_first_of_several_arrivals_counts_and_equality_is_enough(self):
-        assert find_arrival([curve((1, 0.6), (2, 0.75), (3, 0.7), (4, 0.8))], 0.75).observed.time_s == 2
-
-    def test_nothing_lies_before_the_first_evaluation(self):
-        arrival = find_arrival([curve((10, 0.8), (20, 0.9))], 0.75)
-        assert (arrival.observed.time_s, arrival.interpolated) == (10, None)
-
-    def test_one_run_of_two_that_arrives_gives_no_position(self):
-        arrival = find_arrival([curve((10, 0.8)), curve((10, 0.7))], 0.75)
-        assert (arrival.runs, arrival.observed, arrival.interpolated) == (1, None, None)
-
-    def test_arrivals_of_seeds_are_averaged(self):
-        arrival = find_arrival([curve((10, 0.7), (20, 0.8)), curve((10, 0.7), (20, 0.72), (40, 0.8))], 0.75)
-        assert arrival.observed.time_s == 30
-        assert arrival.interpolated.time_s == pytest.approx((15 + 27.5) / 2)
-
-    def test_not_evaluated_is_not_the_same_as_not_reached(self):
-        assert find_arrival([[]], 0.75) is None
-        assert find_arrival([curve((1, 0.6))], 0.75).observed is None
-
-    def test_mean_is_taken_where_all_curves_have_points(self):
-        a, b = curve((10, 0.7), (20, 0.8)), [Point(14, 1000, 1, 0.6), Point(99, 5000, 5, 0.9)]
-        (point,) = mean_curve([a, b])
-        assert (point.time_s, point.samples, point.epoch, point.value) == pytest.approx((12, 1000, 1, 0.65))
-
-    @pytest.mark.parametrize(
-        ("first", "last", "ahead", "changes"),
-        [
-            (0.70, 0.72, True, ()),
-            (0.60, 0.62, False, ()),
-            (0.67, 0.69, True, (15,)),
-            (0.60, 0.72, False, (10 + 10 * 5 / 6,)),
-        ],
-    )
-    def test_lead(self, first, last, ahead, changes):
-        found = find_lead(curve((10, first), (20, last)), curve((10, 0.65), (20, 0.71)))
-        assert (found.ahead_at_first, found.changes_s) == (ahead, pytest.approx(changes))
-
-    def test_lead_is_read_between_points_of_different_times(self):
-        # At 20 the baseline stands at .60 + .1 * 10/20 = .65: ahead by .05 there, by .05 at 10, behind by .02 at 30.
-        found = find_lead(curve((10, 0.65), (20, 0.70), (40, 0.66)), curve((10, 0.60), (30, 0.70)))
-        assert found.ahead_at_first
-        assert found.changes_s == (pytest.approx(20 + 10 * 0.05 / 0.07),)
-        assert (found.start_s, found.end_s) == (10, 30)
-
-    def test_no_lead_without_a_common_time(self):
-        assert find_lead(curve((1, 0.6), (2, 0.7)), curve((3, 0.6), (4, 0.7))) is None
-        assert find_lead([], curve((3, 0.6))) is None
 
 
 class TestFigures:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from recsys.report import comparison
 from recsys.report.compared_runs import ComparisonError
-from recsys.report.report import comparison
 from tests.recsys.report.fake_runs import collective, phases, profiled_rank, profiled_window, write_run
 
 # What may be None is not in these cases.

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.report.auc_difference import compare_scores
+from recsys.report.verdict import compare_scores
 from recsys.runs.run_dir import RunDir
 from recsys.studies.experiment import parse_experiment
 from recsys.studies.experiment_export import to_json, to_latex, to_markdown

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import t
 
-from recsys.report.auc_difference import AucDifference, compare_placements, compare_scores, place
+from recsys.report.verdict import AucDifference, compare_placements, compare_scores, place
 from recsys.runs.metrics import measure_quality
 
 
