@@ -1,6 +1,7 @@
 """TOML file + its `base` files + `section.key=value` overrides -> RunConfig, or an error that says what and where.
 
 A file may name another with `base = "other.toml"` (relative to itself): its keys are laid over the base's, key by key.
+The name of the run is not inherited: it is `run.name` of the file itself, or the file's own name where it has none.
 Sections that choose something by name keep its own keys in a table of that name:
 
     [embedding]
@@ -76,7 +77,21 @@ def _read_file(path: Path, layers: _Layers, seen: tuple[Path, ...] = ()) -> None
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base = {base!r}: must be a file name")
         _read_file(path.parent / base, layers, (*seen, resolved))
+    if seen and isinstance(values.get("run"), dict):
+        values["run"].pop("name", None)  # else two files over one base would write to the same run directory
     layers.lay(values, str(path))
+
+
+def run_name(path: str | Path) -> str:
+    """Return the name of the runs that a config file starts: its own `run.name`, or else the name of the file.
+
+    A file that cannot be read has its own name here; `load_config` says what is wrong with it.
+    """
+    try:
+        name = tomllib.loads(Path(path).read_text())["run"]["name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        name = ""
+    return name if isinstance(name, str) and name else Path(path).stem
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 class RunSection(Section):
     name: str = Field(default="", pattern=r"^[\w.\-]*$")
-    """Name of the run and of its directory; empty = the name of the config file."""
+    """Name of the run and of its directory; empty = the name of the config file. A base file does not hand it on."""
     dir: str = "runs"
     """Directory that holds the run directories."""
     seed: int = Field(default=0, ge=0)

@@ -1,6 +1,6 @@
 """Every embedding method at several compressions beside full tables: quality, size and time on MovieLens.
 
-Each configs/movielens_<method>.toml is run at every compression that it reaches, or at its highest where it reaches
+Each configs/movielens/<method>.toml is run at every compression that it reaches, or at its highest where it reaches
 none of them. The learning rate of a method's embeddings is chosen from one grid, at its lowest compression, by the
 validation log loss of the first seed, with one step beyond the grid where the best lies at its end; all its other runs
 are made at that rate. Everything else is shared. Runs that are there already are taken as they are, those of a changed
@@ -53,7 +53,7 @@ Key = tuple[MethodRow, float, int]
 
 
 def find_configs() -> list[str]:
-    return [str(path) for path in sorted(CONFIGS.glob("movielens_*.toml"))]
+    return [str(path) for path in sorted((CONFIGS / "movielens").glob("*.toml")) if path.name != "base.toml"]
 
 
 def data_overrides(directory: str | None) -> list[str]:
@@ -74,7 +74,7 @@ def load_methods(paths: Sequence[str], overrides: Sequence[str]) -> dict[str, tu
         config = load_config(path, overrides, CHOICES)
         if METHODS[config.embedding.method].placement == "shard":
             continue  # the same tables as full ones, placed differently
-        name = Path(path).stem.removeprefix(f"{config.data.dataset}_")
+        name = config.run.name.removeprefix(f"{config.data.dataset}_")
         if name in found:
             raise ConfigError(f"{path} and {found[name][0]} are both called {name}")
         found[name] = path, config
@@ -210,7 +210,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         epilog="examples:\n"
         "  python -m launch.bench_methods --data ~/ml-25m\n"
         "  python -m launch.bench_methods --data ~/ml-25m --compressions 50 --rates 0.01 0.03 0.1 0.3 --seeds 0 1 2\n"
-        "  python -m launch.bench_methods configs/movielens_full.toml configs/movielens_robe.toml \\\n"
+        "  python -m launch.bench_methods configs/movielens/full.toml configs/movielens/robe.toml \\\n"
         "      training.global_batch_size=1024 --data ~/ml-25m --output runs/batch_1024\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -218,7 +218,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "items",
         nargs="*",
         metavar="config.toml | section.key=value",
-        help="configs instead of all configs/movielens_*.toml, and values laid over all of them",
+        help="configs instead of all configs/movielens/*.toml, and values laid over all of them",
     )
     parser.add_argument("--data", metavar="DIR", help="directory of MovieLens: ratings and movies as .csv or .parquet")
     parser.add_argument("--compressions", nargs="+", type=float, default=[10.0, 100.0, 1000.0], metavar="X")

@@ -9,7 +9,7 @@
 `baseline` and `compressed` differ in their default config only; `--dryrun` prints what would be submitted. The config
 is checked before anything is. Each is one `torchrun` line, which runs as well without torchx:
 
-    torchrun --nproc-per-node 2 -m launch.train configs/criteo_kaggle_sharded.toml data.criteo.path=train.tsv
+    torchrun --nproc-per-node 2 -m launch.train configs/criteo_kaggle/sharded.toml data.criteo.path=train.tsv
 
 `compare` is a job of its own, since torchx starts one job at a time and knows no order among jobs: submit it when the
 runs have ended. A shell that stays open does that on every scheduler, a dependency without one on Slurm:
@@ -40,7 +40,7 @@ DEFAULT_IMAGE = "pss-bench"
 
 def baseline(
     *overrides: str,
-    config: str = "configs/criteo_kaggle_sharded.toml",
+    config: str = "configs/criteo_kaggle/sharded.toml",
     j: str = "",
     image: str = "",
     h: str = "",
@@ -69,7 +69,7 @@ def baseline(
 
 def compressed(
     *overrides: str,
-    config: str = "configs/criteo_kaggle_robe.toml",
+    config: str = "configs/criteo_kaggle/robe.toml",
     j: str = "",
     image: str = "",
     h: str = "",

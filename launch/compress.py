@@ -14,13 +14,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from configs.load import run_name
 from launch.runners.cells import Cell
 from launch.runners.local_runs import LocalRuns, count_jobs
 from launch.sweep import EXIT_FAILURES, Outcome, print_failures, run_cells
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common = (*asked.overrides, f"run.dir={asked.runs}")
     seeds = [(seed, (*common, f"run.seed={seed}")) for seed in asked.seeds]
     kept = [Cell(asked.full, (*keys, "checkpoint.keep_best=true"), f"full_s{seed}") for seed, keys in seeds]
-    stem = Path(asked.compressed).stem
+    stem = run_name(asked.compressed)
     others = []
     for seed, keys in seeds:
         others.append(Cell(asked.compressed, keys, f"{stem}_s{seed}"))
@@ -96,7 +96,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m launch.compress",
         description=__doc__,
-        epilog="example:\n  python -m launch.compress configs/movielens_full.toml configs/movielens_robe.toml \\\n"
+        epilog="example:\n  python -m launch.compress configs/movielens/full.toml configs/movielens/robe.toml \\\n"
         "      --seeds 0 1 2 data.movielens.ratings=ratings.csv data.movielens.movies=movies.csv\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

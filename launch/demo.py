@@ -1,8 +1,8 @@
 """The comparison in one command: a sharded DLRM against ROBE data-parallel and ROBE in one process.
 
 Three jobs of the same model, data, batch and threads, run one after the other through torchx on this machine, then
-the table, the report page and where TensorBoard finds them. Without --data the rows are generated (configs/demo*.toml);
-with it they are a sample of real ones (configs/criteo_sample*.toml).
+the table, the report page and where TensorBoard finds them. Without --data the rows are generated (configs/demo);
+with it they are a sample of real ones (configs/criteo_sample).
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from configs.load import ConfigError
+from configs.load import ConfigError, run_name
 from launch import compare
 from launch.runners.cells import Cell, find_log, run_dir_of
 from launch.runners.torchx_runs import TorchxRuns
@@ -37,8 +37,8 @@ def main() -> None:
         overrides += [f"data.criteo.path={Path(arguments.data).resolve()}"]
     overrides += arguments.overrides
     family = "criteo_sample" if arguments.data else "demo"
-    names = [f"{family}_{name}" for name in SETUPS]
-    cells = [Cell(str(CONFIGS / f"{name}.toml"), tuple(overrides), name) for name in names]
+    paths = [str(CONFIGS / family / f"{name}.toml") for name in SETUPS]
+    cells = [Cell(path, tuple(overrides), run_name(path)) for path in paths]
     try:
         run_dirs = [run_dir_of(cell.load()) for cell in cells]
         for cell, run_dir in zip(cells, run_dirs, strict=True):

@@ -39,17 +39,17 @@ def plan_jobs(
     def robe(label: str, config: str, compression: float, *more: str) -> dict[str, Any]:
         return setup(label, config, [*common, f"embedding.compression={compression:g}", *more])
 
-    sharded = setup("full tables, sharded", f"{family}_sharded", common)
+    sharded = setup("full tables, sharded", f"{family}/sharded", common)
     if part == "a":
         return [
-            [sharded, *(robe(f"ROBE data-parallel {c:g}×", f"{family}_robe", c) for c in compressions)],
-            [robe(f"ROBE one process {c:g}×", f"{family}_robe_single", c) for c in compressions],
+            [sharded, *(robe(f"ROBE data-parallel {c:g}×", f"{family}/robe", c) for c in compressions)],
+            [robe(f"ROBE one process {c:g}×", f"{family}/robe_single", c) for c in compressions],
         ]
     jobs = []
     for name, config in (("data-parallel", "robe"), ("one process", "robe_single")):
         jobs.append(
             [
-                robe(f"ROBE {name}, {gradient} {c:g}×", f"{family}_{config}", c, f"embedding.robe.gradient={gradient}")
+                robe(f"ROBE {name}, {gradient} {c:g}×", f"{family}/{config}", c, f"embedding.robe.gradient={gradient}")
                 for gradient in ("dense", "sparse")
                 for c in compressions
             ]
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over all setups")
     parser.add_argument("--batch", type=int, help="rows of a step over all ranks (default: the paper's)")
     parser.add_argument("--compression", type=float, nargs="+", metavar="X", help="default: 1000 (a), 10 to 10000 (b)")
-    parser.add_argument("--family", default="demo", help="configs/<family>_sharded.toml and so on (default: demo)")
+    parser.add_argument("--family", default="demo", help="configs/<family>/sharded.toml and so on (default: demo)")
     parser.add_argument("--repeats", type=int, default=3, help="of every job (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="of every setup in a round (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="default: runs/fig2a or runs/fig2b")

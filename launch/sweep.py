@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import ConfigError, dump_config, flatten
+from configs.load import ConfigError, dump_config, flatten, run_name
 from configs.schema import RunConfig
 from launch.runners.cells import Cell, Runs, find_log, run_dir_of
 from launch.runners.local_runs import Jobs, LocalRuns, count_jobs
@@ -98,7 +98,7 @@ def build_cells(
     for config, values, seed in itertools.product(configs, itertools.product(*(v for _, v in axes)), seeds):
         settings = [f"{key}={value}" for (key, _), value in zip(axes, values, strict=True)]
         named = [f"{name}{_plain(value)}" for name, value in zip(short, values, strict=True)]
-        name = "_".join([Path(config).stem, *named, f"s{seed}"])
+        name = "_".join([run_name(config), *named, f"s{seed}"])
         cells.append(Cell(config, (*overrides, *settings, f"run.seed={seed}"), name))
     return cells
 
@@ -122,9 +122,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         epilog="examples:\n"
         "  python -m launch.sweep configs/debug.toml --seeds 0 1 2\n"
         "  python -m launch.sweep configs/debug.toml training.epochs=0.5 --set embedding.compression=10,100\n"
-        "  python -m launch.sweep configs/debug.toml configs/demo.toml --seeds 0 1 2 \\\n"
+        "  python -m launch.sweep configs/debug.toml configs/demo/base.toml --seeds 0 1 2 \\\n"
         "      --set embedding.compression=10,100 --set optimizer.embedding_learning_rate=1,3,10\n"
-        "  python -m launch.sweep configs/criteo_kaggle_robe.toml --seeds 0 1 2 --scheduler slurm \\\n"
+        "  python -m launch.sweep configs/criteo_kaggle/robe.toml --seeds 0 1 2 --scheduler slurm \\\n"
         "      --ranks-per-node 8 --job gpu=8 --job memMB=64000\n\n"
         "Every config runs with every combination of values and seeds; a run is called <config>_<key><value>_s<seed>,\n"
         "such as debug_compression10_s0, and lies in run.dir. The keys of a config: python -m launch.train --help.\n"
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_INTERRUPTED)
     failed = print_failures(outcomes)
     print(f"{len(outcomes) - failed} of {len(outcomes)} runs are finished")
-    patterns = {f"{outcome.run_dir.path.parent / Path(outcome.cell.config).stem}_*": None for outcome in outcomes}
+    patterns = {f"{outcome.run_dir.path.parent / run_name(outcome.cell.config)}_*": None for outcome in outcomes}
     print(f"compare: python -m launch.compare {' '.join(patterns)}")
     sys.exit(EXIT_FAILURES if failed else 0)
 

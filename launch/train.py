@@ -106,7 +106,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Train one model as a config says, on the ranks that torchrun started or on this process alone.",
         epilog="examples:\n"
         "  python -m launch.train configs/debug.toml training.epochs=0.5\n"
-        "  torchrun --nproc-per-node 2 -m launch.train configs/demo_sharded.toml training.epochs=1\n\n"
+        "  torchrun --nproc-per-node 2 -m launch.train configs/demo/sharded.toml training.epochs=1\n\n"
         "keys of a config, to be given in the file or as section.key=value:\n" + describe_keys(CHOICES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -121,7 +121,7 @@ def _proofs(found: Any) -> list[Proof]:
 
 def run_rank(scenario: str, steps: int, output: Path) -> None:
     """One rank of a scenario; the first writes what was found."""
-    sharded = _load("demo_sharded", "parallelism.sharding=table_wise")
+    sharded = _load("demo/sharded", "parallelism.sharding=table_wise")
     device = choose_device("cpu")
     keep_freed_memory()
     with process_group(sharded.parallelism, device) as ranks:
@@ -138,8 +138,8 @@ def _load(name: str, *overrides: str) -> RunConfig:
 def _prove_on_machine(ranks: Ranks, steps: int) -> list[dict[str, Any]]:
     proofs = []
     for label, config in (
-        ("sharded", _load("demo_sharded", "parallelism.sharding=table_wise")),
-        ("ROBE", _load("demo_robe")),
+        ("sharded", _load("demo/sharded", "parallelism.sharding=table_wise")),
+        ("ROBE", _load("demo/robe")),
     ):
         bench = Bench(config, build_dataset(config.data), ranks, "train")
         bench.run(5)
@@ -153,7 +153,7 @@ def _prove_on_machine(ranks: Ranks, steps: int) -> list[dict[str, Any]]:
 
 
 def _prove_on_slow_network(ranks: Ranks, steps: int) -> list[dict[str, Any]]:
-    config = _load("demo_robe", "embedding.compression=10")
+    config = _load("demo/robe", "embedding.compression=10")
     bench = Bench(config, build_dataset(config.data), ranks, "train")
     bench.run(5)
     label = f"ROBE at {SLOW_MBIT:g} Mbit/s"

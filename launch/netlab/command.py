@@ -79,7 +79,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument("--sharding", default="table_wise,row_wise", metavar="NAME,...", help="default: %(default)s")
     what.add_argument(
         "--config-family", default="configs/demo", metavar="PATH",
-        help="of PATH_sharded.toml, PATH_robe.toml, PATH_robe_single.toml (default: %(default)s)",
+        help="directory of sharded.toml, robe.toml and robe_single.toml (default: %(default)s)",
     )  # fmt: skip
     what.add_argument("--rounds", type=int, default=4, metavar="N", help="default: %(default)s")
     what.add_argument("--steps", type=int, default=5, metavar="N", help="of a setup in a round (default: %(default)s)")

@@ -27,7 +27,7 @@ _TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is measured. family: path of <family>_sharded.toml, _robe.toml and _robe_single.toml without their ends.
+    """What is measured. family: directory of sharded.toml, robe.toml and robe_single.toml.
 
     links: loopback aside, which is always measured; overrides: section.key=value, of all setups.
     """
@@ -101,7 +101,7 @@ class Task:
 
 def build_tasks(sweep: Sweep) -> list[Task]:
     """The cells of a sweep, loopback first. Raises ConfigError."""
-    threads = load_config(f"{sweep.family}_robe.toml", sweep.overrides, CHOICES).parallelism.threads_per_rank
+    threads = load_config(f"{sweep.family}/robe.toml", sweep.overrides, CHOICES).parallelism.threads_per_rank
     tasks = []
     for link in (LOOPBACK, *sweep.links):
         for batch_size in sweep.batch_sizes:
@@ -124,18 +124,18 @@ def _shared_overrides(sweep: Sweep, batch_size: int, ranks: int) -> tuple[str, .
 
 def _networked_setups(sweep: Sweep, batch_size: int) -> list[Setup]:
     shared = _shared_overrides(sweep, batch_size, sweep.hosts)
-    config = f"{sweep.family}_sharded.toml"
+    config = f"{sweep.family}/sharded.toml"
     setups = [
         Setup(name.replace("_", "-"), "sharded", 1.0, config, (*shared, f"parallelism.sharding={name}"))
         for name in sweep.shardings
     ]
-    return setups + _robe_setups(sweep, "data_parallel", f"{sweep.family}_robe.toml", shared)
+    return setups + _robe_setups(sweep, "data_parallel", f"{sweep.family}/robe.toml", shared)
 
 
 def _single_setups(sweep: Sweep, batch_size: int, threads: int) -> list[Setup]:
     shared = _shared_overrides(sweep, batch_size, 1)
     shared = (*shared, f"parallelism.threads_per_rank={sweep.hosts * threads}")
-    return _robe_setups(sweep, "single", f"{sweep.family}_robe_single.toml", shared)
+    return _robe_setups(sweep, "single", f"{sweep.family}/robe_single.toml", shared)
 
 
 def _robe_setups(sweep: Sweep, side: Side, config: str, shared: tuple[str, ...]) -> list[Setup]:

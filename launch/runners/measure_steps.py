@@ -26,8 +26,8 @@ EXIT_MISTAKE = 2
 JSON_VERSION = 1
 EXAMPLE = """a plan:
   {"rounds": 5, "steps": 10, "setups": [
-    {"label": "sharded", "config": "configs/demo_sharded.toml", "overrides": ["training.global_batch_size=2048"]},
-    {"label": "ROBE", "config": "configs/demo_robe.toml", "overrides": ["training.global_batch_size=2048"]}]}"""
+    {"label": "sharded", "config": "configs/demo/sharded.toml", "overrides": ["training.global_batch_size=2048"]},
+    {"label": "ROBE", "config": "configs/demo/robe.toml", "overrides": ["training.global_batch_size=2048"]}]}"""
 
 
 class Setup(Section):

@@ -45,7 +45,7 @@ class Source(Section):
     """The rows, and what of the runs goes with them."""
 
     config: str
-    """A file of configs/, which all runs share."""
+    """A file under configs/, which all runs share, such as demo/base.toml."""
     overrides: dict[str, Value] = Field(default={})
     """Laid over it for all runs."""
     settings: dict[str, dict[str, Value]] = Field(default={"": {}})

@@ -81,7 +81,7 @@ def _optimizer_bytes(row: MethodRow, _: MethodTable) -> Cell:
 
 
 COLUMNS = (
-    MethodColumn("method", "Its config is configs/<dataset>_<method>.toml.", lambda r, _: Cell(r.name, "", r.name)),
+    MethodColumn("method", "Its config is configs/<dataset>/<method>.toml.", lambda r, _: Cell(r.name, "", r.name)),
     MethodColumn(
         "compression",
         "Asked for; where a method reaches none of those asked for, the highest that it does.",

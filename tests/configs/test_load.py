@@ -1,6 +1,6 @@
 import pytest
 
-from configs.load import ConfigError, describe_keys, dump_config, load_config
+from configs.load import ConfigError, describe_keys, dump_config, load_config, run_name
 from configs.schema import Section
 
 
@@ -60,6 +60,16 @@ def test_file_base_and_overrides_are_laid_over_each_other(write):
     assert config.embedding.options == Robe(block_size=16)
     assert config.model.options == Deep(layers=(8,))
     assert (config.run.name, config.run.dir) == ("run", "some/where")
+
+
+def test_a_base_file_does_not_hand_on_its_name(write):
+    base = write(f'{BASE}[run]\nname = "first"\nseed = 3\n', "base.toml")
+    heir = write('base = "base.toml"', "heir.toml")
+    named = write('base = "heir.toml"\nrun.name = "second"', "named.toml")
+    assert [load(path).run.name for path in (base, heir, named)] == ["first", "heir", "second"]
+    assert [run_name(path) for path in (base, heir, named, "lost.toml")] == ["first", "heir", "second", "lost"]
+    assert load(heir).run.seed == 3
+    assert load(named, "run.name=third").run.name == "third"
 
 
 def test_choosing_another_method_leaves_the_keys_of_the_first_behind(write):

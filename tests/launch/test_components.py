@@ -41,31 +41,31 @@ def torchrun_line(app):
 
 
 def test_the_layout_follows_the_config():
-    app = components.compressed(config="configs/demo_robe_single.toml")
+    app = components.compressed(config="configs/demo/robe_single.toml")
     assert "--nnodes 1 --nproc_per_node 1 " in torchrun_line(app)
     assert app.roles[0].env["OMP_NUM_THREADS"] == "2"
-    app = components.baseline("training.epochs=1", config="configs/demo_sharded.toml")
+    app = components.baseline("training.epochs=1", config="configs/demo/sharded.toml")
     assert "--nproc_per_node 2 " in torchrun_line(app)
-    assert torchrun_line(app).endswith("-m launch.train configs/demo_sharded.toml training.epochs=1")
+    assert torchrun_line(app).endswith("-m launch.train configs/demo/sharded.toml training.epochs=1")
     assert app.roles[0].env["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_a_layout_asked_for_becomes_the_world_size():
-    app = components.baseline(config="configs/criteo_tb_sharded.toml", j="2x8")
+    app = components.baseline(config="configs/criteo_tb/sharded.toml", j="2x8")
     assert "--nnodes 2 --nproc_per_node 8 " in torchrun_line(app)
     assert "parallelism.world_size=16" in torchrun_line(app)
     assert app.roles[0].num_replicas == 2
 
 
 def test_gpus_are_asked_for_with_cuda():
-    app = components.baseline("run.device=cuda", config="configs/demo_sharded.toml")
+    app = components.baseline("run.device=cuda", config="configs/demo/sharded.toml")
     assert app.roles[0].resource.gpu == 2
 
 
 @pytest.mark.parametrize("j", ["2", "x2", "2x", "0x2", "axb"])
 def test_a_malformed_layout_is_refused(j):
     with pytest.raises(ValueError, match="nodes x ranks per node"):
-        components.baseline(config="configs/demo_sharded.toml", j=j)
+        components.baseline(config="configs/demo/sharded.toml", j=j)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_mistaken_argument_is_named(component, arguments, message):
 
 def test_a_mistake_in_the_config_is_told_before_submission():
     with pytest.raises(ConfigError, match="did you mean compression"):
-        components.compressed("embedding.compresion=10", config="configs/demo_robe.toml")
+        components.compressed("embedding.compresion=10", config="configs/demo/robe.toml")
 
 
 def submitted(component, scheduler):

@@ -91,7 +91,7 @@ def test_generated_rows_written_as_tsv_train_the_same_way(tmp_path):
     from recsys.data.data import build_dataset
     from recsys.train.registry import CHOICES
 
-    config = load_config(ROOT / "configs/demo.toml", SMALL, CHOICES)
+    config = load_config(ROOT / "configs/demo/base.toml", SMALL, CHOICES)
     dataset = build_dataset(config.data)
     path = tmp_path / "rows.tsv.gz"
     dataset.write_tsv(path, "train")

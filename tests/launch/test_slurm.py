@@ -113,8 +113,8 @@ def slurm(tmp_path_factory, request):
 @pytest.fixture(scope="module")
 def finished(slurm):
     """Handles of a sharded and a ROBE run, on both nodes at the same time, and of a report that waits for them."""
-    sharded = slurm.train("baseline", "demo_sharded", options=["--rdzv_port", "29501"])
-    robe = slurm.train("compressed", "demo_robe", options=["--rdzv_port", "29502"])
+    sharded = slurm.train("baseline", "demo/sharded", options=["--rdzv_port", "29501"])
+    robe = slurm.train("compressed", "demo/robe", options=["--rdzv_port", "29502"])
     after = f"--dependency=afterok:{job_id(sharded)}:{job_id(robe)}"
     report = "python -m launch.compare runs/demo_sharded runs/demo_robe --output after.html"
     waiting = slurm.command("sbatch", "--parsable", after, "--wrap", report).strip()
@@ -123,9 +123,9 @@ def finished(slurm):
     return sharded, robe, f"slurm://torchx/{waiting}"
 
 
-@pytest.mark.parametrize(("config", "placement"), [("demo_sharded", "shard"), ("demo_robe", "replicate")])
+@pytest.mark.parametrize(("config", "placement"), [("demo/sharded", "shard"), ("demo/robe", "replicate")])
 def test_both_setups_run_over_two_nodes(slurm, finished, config, placement):
-    summary = RunDir(slurm.runs / config).read_summary()
+    summary = RunDir(slurm.runs / config.replace("/", "_")).read_summary()
     assert (summary["status"], summary["world_size"], summary["placement"]) == ("finished", 2, placement)
     assert summary["steps"] == 200
 
@@ -147,7 +147,7 @@ def test_a_report_that_depends_on_the_runs_is_made_after_them(slurm, finished):
 
 
 def test_a_sweep_runs_as_jobs_and_tells_what_failed(slurm):
-    config = str(ROOT / "configs/demo_robe.toml")
+    config = str(ROOT / "configs/demo/robe.toml")
     swept = ["--set", "optimizer.embedding_learning_rate=3,1e30", "--job", "memMB=1500"]
     command = [config, *SMALL, f"run.dir={slurm.runs}/swept", "--scheduler", "slurm", "--ranks-per-node", "1", *swept]
     said = slurm.command("bash", "-c", f"{shlex.join(['python', '-m', 'launch.sweep', *command])} 2>&1 || true",
@@ -159,7 +159,7 @@ def test_a_sweep_runs_as_jobs_and_tells_what_failed(slurm):
 
 
 def test_a_job_that_fails_is_failed_and_its_run_directory_says_why(slurm):
-    job = slurm.train("compressed", "demo_robe", "run.name=diverging", "optimizer.embedding_learning_rate=1e30")
+    job = slurm.train("compressed", "demo/robe", "run.name=diverging", "optimizer.embedding_learning_rate=1e30")
     assert slurm.wait(job) == "FAILED", slurm.logs()
     summary = RunDir(slurm.runs / "diverging").read_summary()
     assert summary["status"] == "failed"
@@ -168,7 +168,7 @@ def test_a_job_that_fails_is_failed_and_its_run_directory_says_why(slurm):
 
 def test_a_job_that_was_killed_starts_again_and_continues_from_its_checkpoint(slurm):
     keys = ["run.name=killed", "training.epochs=5", "checkpoint.every_steps=100", "checkpoint.keep_last=100"]
-    job = slurm.train("compressed", "demo_robe", *keys, options=["--max_retries", "1"])
+    job = slurm.train("compressed", "demo/robe", *keys, options=["--max_retries", "1"])
     run_dir = RunDir(slurm.runs / "killed")
     first = run_dir.checkpoints / "step_100"
     slurm.wait_until(first.exists)

@@ -48,7 +48,7 @@ FAULTY = ROOT / "tests/launch/faulty_train.py"
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("config", "rank"), [("demo_sharded", 1), ("demo_robe", 0)])
+@pytest.mark.parametrize(("config", "rank"), [("demo/sharded", 1), ("demo/robe", 0)])
 def test_the_error_of_the_first_failing_rank_is_what_the_user_sees(tmp_path, config, rank):
     started = time.time()
     done = run(config, tmp_path, fault=f"{rank}:7:raise", script=FAULTY, check=False)
@@ -57,13 +57,13 @@ def test_the_error_of_the_first_failing_rank_is_what_the_user_sees(tmp_path, con
     root_cause = done.stderr[done.stderr.index("Root Cause") :]
     assert f"rank      : {rank} " in root_cause
     assert "ZeroDivisionError: the planted fault" in root_cause
-    summary = RunDir(tmp_path / config).read_summary()
+    summary = RunDir(tmp_path / config.replace("/", "_")).read_summary()
     assert summary["status"] == "failed"
     assert summary["error"] == {"rank": rank, "message": "ZeroDivisionError: the planted fault"}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_advice(tmp_path):
-    done = run("demo_robe", tmp_path, fault="0:7:nan", script=FAULTY, check=False)
+    done = run("demo/robe", tmp_path, fault="0:7:nan", script=FAULTY, check=False)
     assert done.returncode != 0
     message = RunDir(tmp_path / "demo_robe").read_summary()["error"]["message"]
     assert "training loss is nan" in message
@@ -73,12 +73,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_advice(tmp_path):
 
 def test_a_killed_run_continues_to_the_same_numbers(tmp_path):
     keys = ["checkpoint.every_steps=6", "optimizer.embedding=adagrad", "optimizer.embedding_learning_rate=0.1"]
-    run("demo_sharded", tmp_path, "run.name=whole", *keys)
-    done = run("demo_sharded", tmp_path, "run.name=killed", *keys, fault="1:15:kill", script=FAULTY, check=False)
+    run("demo/sharded", tmp_path, "run.name=whole", *keys)
+    done = run("demo/sharded", tmp_path, "run.name=killed", *keys, fault="1:15:kill", script=FAULTY, check=False)
     assert done.returncode != 0
     killed = RunDir(tmp_path / "killed")
     assert sorted(path.name for path in killed.checkpoints.iterdir()) == ["step_12", "step_6"]
-    run("demo_sharded", tmp_path, "run.name=killed", *keys)
+    run("demo/sharded", tmp_path, "run.name=killed", *keys)
     whole = RunDir(tmp_path / "whole")
 
     def numbers(run_dir):
@@ -92,24 +92,24 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path):
 
 
 def test_a_checkpoint_of_another_hash_is_refused_with_the_difference(tmp_path):
-    run("demo_robe_single", tmp_path, "checkpoint.at_end=true", ranks=1)
-    done = run("demo_robe_single", tmp_path, "embedding.robe.block_size=4", ranks=1, check=False)
+    run("demo/robe_single", tmp_path, "checkpoint.at_end=true", ranks=1)
+    done = run("demo/robe_single", tmp_path, "embedding.robe.block_size=4", ranks=1, check=False)
     assert done.returncode != 0
     assert "embedding.robe.block_size: the checkpoint has 8, this run 4" in done.stderr
 
 
 def test_a_checkpoint_is_continued_on_another_number_of_ranks(tmp_path):
     keys = ["run.name=moved", "checkpoint.every_steps=10"]
-    run("demo_sharded", tmp_path, *keys, "training.max_steps=10")
-    run("demo_sharded", tmp_path, *keys, "parallelism.world_size=1", "run.overwrite=true", ranks=1)
-    run("demo_sharded", tmp_path, "run.name=whole")
+    run("demo/sharded", tmp_path, *keys, "training.max_steps=10")
+    run("demo/sharded", tmp_path, *keys, "parallelism.world_size=1", "run.overwrite=true", ranks=1)
+    run("demo/sharded", tmp_path, "run.name=whole")
     moved, whole = (RunDir(tmp_path / name).read_summary()["best"]["test_log_loss"] for name in ("moved", "whole"))
     assert moved == pytest.approx(whole, rel=1e-5)
 
 
 def test_interrupting_ends_all_ranks_and_leaves_a_valid_run(tmp_path):
     run_dir = RunDir(tmp_path / "demo_sharded")
-    ended = interrupt(command("demo_sharded", tmp_path, "training.epochs=1000"), lambda: any(run_dir.records()))
+    ended = interrupt(command("demo/sharded", tmp_path, "training.epochs=1000"), lambda: any(run_dir.records()))
     assert ended.status != 0
     assert run_dir.read_summary()["status"] == "interrupted"
     assert list(run_dir.records())
@@ -118,29 +118,29 @@ def test_interrupting_ends_all_ranks_and_leaves_a_valid_run(tmp_path):
 
 
 def test_a_mistake_is_told_before_anything_starts(tmp_path):
-    done = run("demo_robe_single", tmp_path, "embedding.robe.blok_size=4", ranks=1, check=False)
+    done = run("demo/robe_single", tmp_path, "embedding.robe.blok_size=4", ranks=1, check=False)
     assert done.returncode != 0
     assert "error: override 'embedding.robe.blok_size=4': embedding.robe.blok_size = 4: unknown key" in done.stderr
     assert not (tmp_path / "demo_robe_single").exists()
 
 
 def test_the_wrong_number_of_ranks_is_refused(tmp_path):
-    done = run("demo_sharded", tmp_path, ranks=1, check=False)
+    done = run("demo/sharded", tmp_path, ranks=1, check=False)
     assert done.returncode != 0
     assert "parallelism.world_size = 2, but 1 rank(s) were started" in done.stderr
 
 
 def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
     keys = ["run.overwrite=false"]
-    run("demo_robe_single", tmp_path, *keys, ranks=1)
-    done = run("demo_robe_single", tmp_path, *keys, ranks=1, check=False)
+    run("demo/robe_single", tmp_path, *keys, ranks=1)
+    done = run("demo/robe_single", tmp_path, *keys, ranks=1, check=False)
     assert done.returncode != 0
     assert "holds a finished run" in done.stderr
     assert RunDir(tmp_path / "demo_robe_single").read_summary()["status"] == "finished"
 
 
 def test_a_run_leaves_everything_a_comparison_needs(tmp_path):
-    run("demo_robe", tmp_path, "training.target_auc=0.51", "logging.tensorboard=true", "embedding.compression=999.7")
+    run("demo/robe", tmp_path, "training.target_auc=0.51", "logging.tensorboard=true", "embedding.compression=999.7")
     run_dir = RunDir(tmp_path / "demo_robe")
     summary = run_dir.read_summary()
     assert (summary["status"], summary["stop_reason"], summary["steps"]) == ("finished", "epochs", STEPS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_every_setup_is_asked_for_what_is_compared(monkeypatch):
         (["--sharding", "rowwise"], "--sharding rowwise: unknown; known: planner, table_wise"),
         (["--hosts", "1"], "--hosts 1: must be at least 2"),
         (["--rounds", "0"], "--rounds 0: must be at least 1"),
-        (["--config-family", "configs/none"], "configs/none_robe.toml: cannot be read"),
+        (["--config-family", "configs/none"], "configs/none/robe.toml: cannot be read"),
         (["embedding.compression=7"], "embedding.compression=7: the sweep sets this itself, use --compression"),
         (["model.embeding_dim=8"], "did you mean embedding_dim?"),
     ],
@@ -139,11 +140,11 @@ def test_a_cell_is_taken_as_it_is_only_with_the_same_settings(monkeypatch, tmp_p
     assert read_cell(task(rounds=3), tmp_path) is None
     assert read_cell(task(compressions=[101]), tmp_path) is None
     assert read_cell(task(overrides=["model.embedding_dim=8"]), tmp_path) is None
-    for name in ("demo", "demo_sharded", "demo_robe", "demo_robe_single"):
-        (tmp_path / f"{name}.toml").write_text((ROOT / f"configs/{name}.toml").read_text())
+    shutil.copytree(ROOT / "configs/demo", tmp_path / "demo")
     own = task(family=str(tmp_path / "demo"))
     write_cell(own, {"version": netlab_cells.VERSION, "fingerprint": own.fingerprint}, tmp_path)
-    (tmp_path / "demo.toml").write_text((tmp_path / "demo.toml").read_text().replace("[64]", "[32]"))
+    base = tmp_path / "demo/base.toml"
+    base.write_text(base.read_text().replace("[64]", "[32]"))
     assert read_cell(task(family=str(tmp_path / "demo")), tmp_path) is None
     (tmp_path / task().file_name).write_text("{")
     assert read_cell(task(), tmp_path) is None

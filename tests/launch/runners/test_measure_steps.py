@@ -29,10 +29,10 @@ def write(path, **plan):
     ("plan", "message"),
     [
         ({"setups": []}, "setups"),
-        ({"setups": [setup("demo_robe")], "rounds": 0}, "rounds"),
-        ({"setups": [setup("demo_robe")], "mood": 1}, "mood"),
-        ({"setups": [setup("demo_robe", "embedding.compresion=3")]}, "did you mean compression"),
-        ({"setups": [setup("demo_robe"), setup("demo_robe_single")]}, r"world_size \[1, 2\]"),
+        ({"setups": [setup("demo/robe")], "rounds": 0}, "rounds"),
+        ({"setups": [setup("demo/robe")], "mood": 1}, "mood"),
+        ({"setups": [setup("demo/robe", "embedding.compresion=3")]}, "did you mean compression"),
+        ({"setups": [setup("demo/robe"), setup("demo/robe_single")]}, r"world_size \[1, 2\]"),
         ({"setups": [{"label": "a"}]}, r"setups\.0\.config"),
     ],
 )
@@ -49,7 +49,7 @@ def test_a_plan_that_is_not_there(tmp_path):
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_setups_are_measured_in_turns(tmp_path):
-    setups = [setup("demo_sharded", "parallelism.sharding=row_wise"), setup("demo_robe")]
+    setups = [setup("demo/sharded", "parallelism.sharding=row_wise"), setup("demo/robe")]
     plan = write(tmp_path / "p.json", setups=setups, rounds=2, steps=3, warm_up=1, profile_steps=2)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "launch.runners.measure_steps"]
@@ -59,7 +59,7 @@ def test_two_setups_are_measured_in_turns(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
     sharded, robe = found["setups"]
-    assert (sharded["label"], sharded["sharding"], sharded["world_size"]) == ("demo_sharded", "row_wise", 2)
+    assert (sharded["label"], sharded["sharding"], sharded["world_size"]) == ("demo/sharded", "row_wise", 2)
     assert (robe["placement"], robe["sharding"], robe["global_batch_size"]) == ("replicate", None, 200)
     for measured in (sharded, robe):
         assert measured["step_ms"]["n"] == 6
@@ -77,7 +77,7 @@ def test_two_setups_are_measured_in_turns(tmp_path):
 @pytest.mark.dist
 @pytest.mark.slow
 def test_who_asked_for_steps_and_is_ended_leaves_no_rank_behind():
-    setups = json.dumps([setup("demo_robe")])
+    setups = json.dumps([setup("demo/robe")])
     program = (
         "import json, signal; from launch.runners.measured_jobs import measure\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"

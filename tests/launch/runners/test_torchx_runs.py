@@ -23,7 +23,7 @@ from tests.launch.test_sweep import SMALL
 ROOT = Path(__file__).parents[3]
 
 
-def cell(root, name, config="demo_robe", *overrides):
+def cell(root, name, config="demo/robe", *overrides):
     return Cell(
         str(ROOT / f"configs/{config}.toml"), (*SMALL, "training.epochs=1", f"run.dir={root}", *overrides), name
     )
@@ -32,9 +32,9 @@ def cell(root, name, config="demo_robe", *overrides):
 @pytest.mark.dist
 @pytest.mark.slow
 def test_runs_of_one_rank_and_of_two_in_one_sweep(tmp_path):
-    one = cell(tmp_path, "one", "demo_robe_single", "parallelism.threads_per_rank=1")
+    one = cell(tmp_path, "one", "demo/robe_single", "parallelism.threads_per_rank=1")
     two = cell(tmp_path, "two")
-    diverges = cell(tmp_path, "diverges", "demo_robe", "optimizer.embedding_learning_rate=1e30")
+    diverges = cell(tmp_path, "diverges", "demo/robe", "optimizer.embedding_learning_rate=1e30")
     cells = [diverges, one, two]
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with LocalRuns(Jobs(1, 1)) as runs:
@@ -158,7 +158,7 @@ def test_interrupting_cancels_the_jobs(cluster, tmp_path):
 def test_ranks_are_spread_over_nodes(cluster, tmp_path, each, layout):
     runner = cluster({"a": ["SUCCEEDED"]})
     runs = TorchxRuns(1, "slurm", each and int(each))
-    runs.run([cell(tmp_path, "a", "demo_robe", "parallelism.world_size=8")])
+    runs.run([cell(tmp_path, "a", "demo/robe", "parallelism.world_size=8")])
     (app,) = runner.submitted
     assert f"--nnodes {layout}" in " ".join(app.roles[0].args)
     assert app.roles[0].num_replicas == int(layout[0])
@@ -166,9 +166,9 @@ def test_ranks_are_spread_over_nodes(cluster, tmp_path, each, layout):
 
 def test_as_many_runs_as_cores_and_memory_hold(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    single = cell("x", "a", "demo_robe_single").load()  # one rank of two threads
+    single = cell("x", "a", "demo/robe_single").load()  # one rank of two threads
     double = cell("x", "a").load()  # two ranks of one
-    quad = cell("x", "a", "demo_robe", "parallelism.world_size=4", "run.device=cpu").load()
+    quad = cell("x", "a", "demo/robe", "parallelism.world_size=4", "run.device=cpu").load()
     assert count_jobs([single, double]) == (4, 4)
     assert count_jobs([single, double, quad]) == (4, 2)
     assert count_jobs([single, double, quad], at_most=3) == (3, 2)

@@ -224,14 +224,6 @@ def test_impossible_options_are_refused_by_key_and_value(override, message):
         load_config(CONFIGS / "debug.toml", [override], CHOICES)
 
 
-@pytest.mark.parametrize("architecture", MODELS)
-def test_any_config_takes_any_model(architecture):
-    """What the file says of another model's layers stays in the file."""
-    for path in sorted(CONFIGS.glob("*.toml")):
-        config = load_config(path, [f"model.architecture={architecture}"], CHOICES)
-        assert isinstance(config.model.options, MODELS[architecture].Options)
-
-
 def test_first_order_tables_follow_the_others_over_the_same_ids():
     tables = build_tables(("a", "b"), (5, 7), 4, first_order=True)
     assert [(t.name, t.num_embeddings, t.embedding_dim, t.feature_names) for t in tables] == [

@@ -119,7 +119,7 @@ SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001", "traini
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["demo_sharded", "demo_robe"])
+@pytest.mark.parametrize("config", ["demo/sharded", "demo/robe"])
 def test_bytes_and_phases_of_a_dlrm(config):
     path = str(Path(__file__).parents[3] / "configs" / f"{config}.toml")
     for _ in range(3):  # beside other tests a rank may wait for its core between two steps, which is no part of either
@@ -134,8 +134,8 @@ def test_bytes_and_phases_of_a_dlrm(config):
     both = {f"{way}/{name}" for way in ("forward", "backward") for name in ("bottom_mlp", "interaction", "top_mlp")}
     exchange = {"forward/input_distribution", "forward/output_distribution", "backward/output_distribution"}
     assert both | {"forward/embedding_lookup", "backward/embedding_lookup", "gradient_all_reduce"} <= phases.keys()
-    assert (exchange <= phases.keys()) == (config == "demo_sharded")
-    if config == "demo_sharded":
+    assert (exchange <= phases.keys()) == (config == "demo/sharded")
+    if config == "demo/sharded":
         assert all(phases[name].exposed_comm_ms > 0 for name in exchange)
     # Nothing is exchanged there; a collective's end may reach into it by some 20 µs.
     assert phases["forward/interaction"].exposed_comm_ms < 0.25 * phases["forward/interaction"].ms

@@ -35,7 +35,7 @@ title = "ROBE"
 compressions = [10, 100]
 overrides = { "embedding.method" = "robe" }
 [data.generated]
-config = "demo.toml"
+config = "demo/base.toml"
 rates = [1.0]
 shows = "Nothing."
 """
@@ -62,7 +62,7 @@ def test_every_experiment_loads_and_its_configs_do(name):
         groups = [*plan_groups(experiment, source, [], 1.0), *scaled]
         # Compared at equal cores, unless the ranks are those of a cluster.
         cores = {(p := group.load().parallelism).world_size * p.threads_per_rank for group in groups}
-        assert len(cores) == 1 or source.config == "criteo_tb.toml"
+        assert len(cores) == 1 or source.config == "criteo_tb/base.toml"
     assert len(experiment.seeds) >= 3
 
 
