@@ -23,7 +23,7 @@ from rich.table import Table as Grid
 from launch.runners.experiment_runs import Plan, make_plan, run_plan
 from launch.sweep import EXIT_FAILURES, add_runs_options
 from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
-from recsys.runs.number_formats import format_bytes, format_count, format_seconds
+from recsys.report.numbers import format_bytes, format_count, format_seconds
 from recsys.runs.run_dir import write_atomically
 from recsys.studies.experiment import find_experiments, load_experiment
 from recsys.studies.experiment_export import to_json, to_latex, to_markdown

@@ -15,7 +15,7 @@ from launch.runners.local_runs import Jobs, count_jobs
 from launch.runners.measured_jobs import MeasuringFailed, measure
 from launch.runners.tuning import RATE, choose_rate, tune
 from launch.sweep import Outcome, open_runs, run_cells, runs_here
-from recsys.runs.number_formats import format_bytes
+from recsys.report.numbers import format_bytes
 from recsys.runs.run_dir import RunDir, write_atomically
 from recsys.studies.experiment import Experiment, Source, find_experiments, load_experiment
 from recsys.studies.experiment_plan import (

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from configs.schema import RunConfig
 from launch.runners.cells import Ended, run_dir_of
-from recsys.runs.number_formats import format_seconds
+from recsys.report.numbers import format_seconds
 from recsys.runs.run_dir import RunDir
 
 _READ_EVERY_S = 1.0

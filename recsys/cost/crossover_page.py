@@ -24,9 +24,9 @@ from recsys.cost.crossover_map import (
     ratios_over_batch,
     read_cells,
 )
+from recsys.report.numbers import format_bytes, format_ratio
 from recsys.report.page import as_script_data, write_page
 from recsys.report.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
-from recsys.runs.number_formats import format_bytes, format_ratio
 
 _TEMPLATE = "crossover_page.html.j2"
 _COLOURS: dict[Side, Sequence[str]] = {

@@ -21,7 +21,7 @@ from recsys.cost.cost_model import (
 )
 from recsys.cost.machines import Assumptions, Machine, Model, build_cluster
 from recsys.cost.table_placement import DoesNotFit, Placement, place_tables
-from recsys.runs.number_formats import format_bytes
+from recsys.report.numbers import format_bytes
 
 StepOfBatch = Callable[[float], float | None]
 """Global batch size -> ms of a step, None where it does not fit."""

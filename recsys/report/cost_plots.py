@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from recsys.report.comparison import Comparison, Measured, Setup
 from recsys.report.curves import Position
+from recsys.report.numbers import format_bytes, format_count, format_ratio
 from recsys.report.plots import Figure, Plot, Style, axis, escape, figure, label_rows, rounded
-from recsys.runs.number_formats import format_bytes, format_count, format_ratio
 
 
 def cost_plots(comparison: Comparison, styles: Sequence[Style]) -> list[Plot]:

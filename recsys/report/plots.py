@@ -12,8 +12,8 @@ import numpy as np
 
 from recsys.report.comparison import Comparison, Setup
 from recsys.report.curves import Point
+from recsys.report.numbers import format_count, format_seconds
 from recsys.runs.metrics import TRAIN_LOG_LOSS
-from recsys.runs.number_formats import format_count, format_seconds
 
 Figure = dict[str, Any]
 

@@ -12,11 +12,11 @@ from recsys.report.compared_runs import Run, free_facts, shared_facts
 from recsys.report.comparison import Comparison, Measured, Setup, TimeFigures
 from recsys.report.cost_plots import cost_plots
 from recsys.report.curves import CurveOrder
+from recsys.report.numbers import format_count, format_epochs, format_ratio, format_seconds, format_share
 from recsys.report.page import as_script_data, render_page
 from recsys.report.plots import Plot, choose_styles, find_splits, quality_plots
 from recsys.report.result_table import choose_columns, describe_best_possible, describe_state, describe_target
 from recsys.report.time_plots import time_columns, time_plots
-from recsys.runs.number_formats import format_count, format_epochs, format_ratio, format_seconds, format_share
 from recsys.runs.run_dir import RunDir, write_atomically
 
 _TEMPLATE = "report.html.j2"

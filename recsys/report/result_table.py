@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from recsys.report.comparison import Comparison, Measured, Setup
-from recsys.runs.number_formats import (
+from recsys.report.numbers import (
     format_bytes,
     format_count,
     format_epochs,

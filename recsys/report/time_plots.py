@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from recsys.profile.timing import PhaseTiming, RankTiming
 from recsys.report.comparison import Comparison, Setup, TimeFigures
+from recsys.report.numbers import format_bytes, format_ratio, format_share, three_digits
 from recsys.report.plots import Figure, Plot, axis, escape, figure, label_rows, rounded
 from recsys.report.result_table import MISSING, Cell, Column
-from recsys.runs.number_formats import format_bytes, format_ratio, format_share, three_digits
 from recsys.runs.phases import FORWARD, GRADIENT_ALL_REDUCE, OPTIMIZER, OTHER
 
 _LETTERS = 40

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recsys.runs.number_formats import format_seconds
+from recsys.report.numbers import format_seconds
 from recsys.studies.experiment_cells import name_group
 from recsys.studies.experiment_figures import GroupFigures
 from recsys.studies.experiment_records import Results

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recsys.report.comparison import Figures, Measured
+from recsys.report.numbers import format_bytes, format_count, format_ratio, format_seconds
 from recsys.report.result_table import MISSING, Cell, format_measured
-from recsys.runs.number_formats import format_bytes, format_count, format_ratio, format_seconds
 from recsys.studies.method_rows import MethodRow, MethodTable, paired_difference
 
 UNFAIR = "Not a fair comparison: the runs differ in what they should share"

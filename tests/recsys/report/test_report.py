@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 
 from recsys.report.comparison import compare
+from recsys.report.numbers import format_bytes, format_count, format_ratio, format_seconds, format_share
 from recsys.report.report import (
     build_plots,
     describe_overview,
@@ -18,7 +19,6 @@ from recsys.report.report import (
     render_report,
 )
 from recsys.report.result_table import choose_columns, format_markdown
-from recsys.runs.number_formats import format_bytes, format_count, format_ratio, format_seconds, format_share
 from tests.recsys.report.fake_runs import write_demo, write_run, write_sweep
 
 PLOTS = ["auc-time", "auc-samples", "log-loss-time", "log-loss-samples", "training-loss", "step-time", "memory"]
