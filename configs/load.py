@@ -213,18 +213,33 @@ def dump_config(config: RunConfig, choices: Choices) -> str:
     return tomli_w.dumps(resolved(config, choices))
 
 
-def describe_keys(choices: Choices) -> str:
-    """Every section and key with type, default and meaning: the text of `--help`."""
+def describe_keys(choices: Choices, wanted: str = "") -> str:
+    """Describe every key with type, default and meaning, by section.
+
+    wanted: one section ("embedding", with the options of all its choices) or the options of one choice
+    ("embedding.robe"); all sections if empty. Raises ConfigError for a section that does not exist.
+    """
+    sections = _list_sections(choices)
+    chosen = [name for name in sections if not wanted or name == wanted or name.startswith(f"{wanted}.")]
+    if not chosen:
+        raise ConfigError(f"no section {wanted!r}{_similar(wanted, list(sections))}; known: {', '.join(sections)}")
     lines: list[str] = []
+    for name in chosen:
+        if sections[name].model_fields or name == wanted:
+            _describe_section(f"[{name}]", sections[name], lines)
+    return "\n".join(lines)
+
+
+def _list_sections(choices: Choices) -> dict[str, type[Section]]:
+    """Return every section by its dotted name; a section's choices, such as embedding.robe, follow it."""
+    sections: dict[str, type[Section]] = {}
     for section, info in RunConfig.model_fields.items():
         model = info.annotation
         assert isinstance(model, type)
         assert issubclass(model, Section)
-        _describe_section(f"[{section}]", model, lines)
-        for name, option in choices.get(section, ("", {}))[1].items():
-            if option.model_fields:
-                _describe_section(f"[{section}.{name}]", option, lines)
-    return "\n".join(lines)
+        sections[section] = model
+        sections |= {f"{section}.{name}": option for name, option in choices.get(section, ("", {}))[1].items()}
+    return sections
 
 
 def _describe_section(title: str, model: type[Section], lines: list[str]) -> None:

@@ -28,11 +28,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.load import ConfigError, load_config
 from configs.request import CompressionRefused
 from configs.schema import RunConfig
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.runners.cells import Cell, Runs, find_log
 from launch.runners.local_runs import LocalRuns, count_jobs
 from launch.runners.tuning import RATE, choose_rate, tune
 from launch.sweep import EXIT_FAILURES, Outcome, run_cells
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.data.data import build_dataset
 from recsys.data.movielens import TABLES, find_tables, table_overrides
 from recsys.embedding.embeddings import METHODS, build_embedding

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.load import run_name
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.runners.cells import Cell
 from launch.runners.local_runs import LocalRuns, count_jobs
 from launch.sweep import EXIT_FAILURES, Outcome, print_failures, run_cells
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 
 ROWS = ("full tables", "trained compressed", "compressed after training", "compressed, then fine-tuned")
 

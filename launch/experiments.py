@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.runners.experiment_runs import Plan, make_plan, run_plan
 from launch.sweep import EXIT_FAILURES, add_runs_options
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.report.numbers import format_bytes, format_count, format_seconds
 from recsys.runs.run_dir import write_atomically
 from recsys.studies.experiment import find_experiments, load_experiment

@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from pss.kernels import robe_bags
 from recsys.bench.kernel_bench import GRIDS, KernelBench, KernelReport, KernelSettings, choose_rows, to_json
 from recsys.bench.kernel_grid import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import ConfigError
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.cost.cost_fit import FOLDS, CostFit, predict_held_out
 from recsys.cost.cost_model import Optimizer
 from recsys.cost.machines import MACHINES, MODELS, Assumptions, Model, find, override

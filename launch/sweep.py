@@ -19,10 +19,10 @@ from pathlib import Path
 
 from configs.load import ConfigError, dump_config, flatten, run_name
 from configs.schema import RunConfig
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.runners.cells import Cell, Runs, find_log, run_dir_of
 from launch.runners.local_runs import Jobs, LocalRuns, count_jobs
 from launch.runners.torchx_runs import LOCAL, TorchxRuns
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.runs.run_dir import RunDir
 from recsys.train.registry import CHOICES
 

@@ -1,150 +1,70 @@
-"""One rank of a training run: `torchrun --nproc-per-node 2 -m launch.train configs/x.toml section.key=value ...`
+"""Train one model as a config says, on the ranks that torchrun started or on this process alone.
 
-Reads from top to bottom as the run does: config, data, model (`recsys.train.assemble`), trainer.
+CONFIG is a TOML file, see configs/. Every `section.key=value` is laid over its values. The keys of a section are listed
+by `--keys SECTION`, those of one of its choices by `--keys embedding.robe`.
 """
 
-import argparse
-import os
-import signal
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-from torch.distributed.elastic.multiprocessing.errors import record
+import click
 
-from configs.load import ConfigError, describe_keys, dump_config, load_config, resolved
-from configs.schema import RunConfig
-from launch.tracking import track_end, track_start
-from recsys.data.data import Dataset, build_dataset, check_data
-from recsys.runs.ranks import Ranks, choose_device, process_group
-from recsys.runs.run_dir import RunDir, describe_environment
-from recsys.train.assemble import assemble
-from recsys.train.checkpoint import Checkpoints
-from recsys.train.description import describe_run, format_plan, identity
-from recsys.train.heap import keep_freed_memory
-from recsys.train.parallelism import describe_placement
-from recsys.train.recorder import Recorder
-from recsys.train.registry import CHOICES
-from recsys.train.trainer import Trainer
+from launch import cli
 
-EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+SECTIONS = {
+    "run": "name, directory, seed and device",
+    "data": "where the rows come from; [data.<dataset>] is the dataset's own",
+    "model": "the layers around the embeddings; [model.<architecture>] is the architecture's own",
+    "embedding": "how embeddings are stored: method and compression; [embedding.<method>] is the method's own",
+    "parallelism": "ranks, threads, and how tables are sharded",
+    "optimizer": "optimizers and learning rates, of layers and of embeddings",
+    "training": "batch size, epochs, budgets, target AUC",
+    "evaluation": "how often, on how many rows, and when to stop early",
+    "checkpoint": "what is kept, and whether a run goes on from it",
+    "logging": "records and TensorBoard",
+    "profile": "profiled steps: where the time of a step goes",
+}
+"""What each section of a config is for: written here, for the schema takes longer to import than help may take."""
 
 
-class Interrupted(BaseException):
-    """Ctrl-C, or the launcher asks this rank to end."""
+def _print_keys(context: click.Context, _parameter: click.Parameter, section: str | None) -> None:
+    if section is None or context.resilient_parsing:
+        return
+    from configs.load import describe_keys
+    from recsys.train.registry import CHOICES
+
+    with cli.mistakes():
+        click.echo(describe_keys(CHOICES, section))
+    context.exit()
 
 
-def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) -> str:
-    """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
-    model, optimizer, placement, size = assemble(config, dataset, ranks)
-    facts = describe_run(config, dataset, placement, ranks) | size
-    if ranks.is_first:
-        plan = describe_placement(model, placement, facts["bytes_per_rank"]["embedding"][0])
-        run_dir.write_plan(text := format_plan(plan, ranks))
-        counts = facts["parameters"]
-        print(f"{text}parameters: {counts['dense']:,} dense, {counts['embedding']:,} embedding", flush=True)
-    checkpoints = Checkpoints(run_dir.checkpoints, identity(config, dataset), config.checkpoint.keep_last, ranks)
-    recorder = Recorder(run_dir, enabled=ranks.is_first, tensorboard=config.logging.tensorboard)
-    try:
-        return Trainer(config, dataset, model, optimizer, checkpoints, recorder, ranks, facts).run()
-    finally:
-        recorder.close()
+@cli.command(
+    "train",
+    f"{__doc__}\n\b\nSections:\n" + "\n".join(f"  {name:12} {text}" for name, text in SECTIONS.items()),
+    summary="Train one model as a config says.",
+    examples=["configs/debug.toml training.epochs=0.5", "--keys embedding", "--keys embedding.robe"],
+    notes="Several ranks: torchrun --nproc-per-node 2 -m launch.train configs/demo/sharded.toml training.epochs=1",
+)
+@click.option(
+    "--keys",
+    is_flag=False,
+    flag_value="",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_keys,
+    metavar="[SECTION]",
+    help="List the keys of a section, or of all, with type, default and meaning, and exit.",
+)
+@click.argument("config", type=click.Path(path_type=Path))
+@cli.overrides_argument()
+def main(config: Path, overrides: tuple[str, ...]) -> None:
+    """Train on this rank; the process ends here."""
+    from configs.load import load_config
+    from launch.runners.rank import run_process
+    from recsys.train.registry import CHOICES
 
-
-@record
-def run_rank(config: RunConfig) -> None:
-    """This rank from config to summary. What goes wrong is left in the run directory by the rank where it began."""
-    rank = int(os.environ.get("RANK", "0"))
-    run_dir = RunDir(Path(config.run.dir) / config.run.name)
-    device = choose_device(config.run.device)
-    resume = config.checkpoint.resume == "auto"
-    if device.type == "cpu":
-        keep_freed_memory()
-    if rank == 0:
-        run_dir.check_free(config.run.overwrite, resume=resume)
-    with _bad_end_is_told(run_dir, rank):
-        # Before the process group: building a cache may take longer than a collective may wait.
-        dataset = build_dataset(config.data)
-        check_data(dataset, config.training.target_auc)
-        with process_group(config.parallelism, device) as ranks, _bad_end_is_told(run_dir, rank):
-            if ranks.is_first:
-                environment = describe_environment(device, ranks.world_size)
-                run_dir.create(dump_config(config, CHOICES), environment, resume=resume)
-                track_start(run_dir, resolved(config, CHOICES))
-            reason = train(config, dataset, run_dir, ranks)
-    if rank == 0:
-        track_end(run_dir)
-        print(f"{run_dir.path}: training ended ({reason})", flush=True)
-
-
-@contextmanager
-def _bad_end_is_told(run_dir: RunDir, rank: int) -> Iterator[None]:
-    """In the run's summary; within the process group, whose end may wait for ranks that do not answer."""
-    try:
-        yield
-    except Interrupted:
-        run_dir.mark_ended("interrupted", rank, "interrupted")
-        raise
-    except Exception as error:
-        run_dir.mark_ended("failed", rank, f"{type(error).__name__}: {error}")
-        raise
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough: what follows must not be cut short
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Interrupted
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.train",
-        description="Train one model as a config says, on the ranks that torchrun started or on this process alone.",
-        epilog="examples:\n"
-        "  python -m launch.train configs/debug.toml training.epochs=0.5\n"
-        "  torchrun --nproc-per-node 2 -m launch.train configs/demo/sharded.toml training.epochs=1\n\n"
-        "keys of a config, to be given in the file or as section.key=value:\n" + describe_keys(CHOICES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", help="path of a TOML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file's values")
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    try:
-        config = load_config(arguments.config, arguments.overrides, CHOICES)
-    except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_MISTAKE)
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        run_rank(config)
-        _leave(0)
-    except Interrupted:
-        _leave(EXIT_INTERRUPTED)
-    except Exception:
-        traceback.print_exc()
-        _leave(EXIT_FAILED)
-
-
-def _leave(status: int) -> NoReturn:
-    """The end of this process, at once: all is written and closed.
-
-    Taking the interpreter down, or only the exception and with it the model, could abort or wait for ever: libraries
-    below keep threads beyond the process group, and a DistributedDataParallel that is the last to hold it joins its
-    thread while both want the interpreter's lock (torch 2.13; both have been seen).
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    with cli.mistakes():
+        run_config = load_config(config, overrides, CHOICES)
+    run_process(run_config)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from rich.table import Table
 
 from configs.load import ConfigError
 from configs.schema import Sharding
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.netlab.emulated_network import describe_obstacle
 from launch.netlab.netlab_cells import Sweep, Task, build_tasks, measure_cell, read_cell, write_cell
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.bench.kernel_table import format_ms
 from recsys.cost.crossover_map import Cell, Link, describe_doubts, describe_outcome, links_of, read_cells
 from recsys.cost.crossover_page import write_crossover_page

@@ -20,9 +20,10 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 
 from configs.schema import RunConfig
+from launch.cli import EXIT_INTERRUPTED
 from launch.runners.cells import LOG, Cell, Ended, run_dir_of
+from launch.runners.rank import Interrupted, run_rank
 from launch.runners.runs_display import take_turns
-from launch.train import EXIT_INTERRUPTED, Interrupted, run_rank
 
 _POLL_S = 0.5
 _GRACE_S = 10.0

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from launch import microbench
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.microbench import choose_sizes, main, parse_arguments
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from pss.kernels import robe_bags
 from recsys.bench.kernel_bench import GRIDS
 from recsys.bench.kernel_grid import KernelSize, paper_sizes, reduced_sizes

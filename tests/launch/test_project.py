@@ -5,8 +5,8 @@ import json
 import pytest
 
 from launch import project
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.project import build_scenario, main, parse_arguments
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.cost import table_placement
 from tests.recsys.cost.made_crossover import made_document
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.netlab import command as netlab
 from launch.netlab import netlab_cells
 from launch.netlab.command import EXIT_FAILED, build_sweep, main, parse_arguments
 from launch.netlab.emulated_network import describe_obstacle
 from launch.netlab.netlab_cells import LOOPBACK, Sweep, build_tasks, measure_cell, read_cell, write_cell
-from launch.train import EXIT_INTERRUPTED, EXIT_MISTAKE
 from recsys.cost.crossover_map import Link
 
 ROOT = Path(__file__).parents[3]

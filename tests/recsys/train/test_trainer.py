@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from configs.load import load_config
-from launch.train import train
+from launch.runners.rank import train
 from recsys.data.data import build_dataset
 from recsys.runs.metrics import measure_quality
 from recsys.runs.ranks import Ranks

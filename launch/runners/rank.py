@@ -1,0 +1,124 @@
+"""One rank of a training run, from config to summary: data, model (`recsys.train.assemble`), trainer.
+
+`launch.train` runs it in its process, `launch.runners.workers` in processes that stay for several runs.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from configs.load import dump_config, resolved
+from configs.schema import RunConfig
+from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from launch.tracking import track_end, track_start
+from recsys.data.data import Dataset, build_dataset, check_data
+from recsys.runs.ranks import Ranks, choose_device, process_group
+from recsys.runs.run_dir import RunDir, describe_environment
+from recsys.train.assemble import assemble
+from recsys.train.checkpoint import Checkpoints
+from recsys.train.description import describe_run, format_plan, identity
+from recsys.train.heap import keep_freed_memory
+from recsys.train.parallelism import describe_placement
+from recsys.train.recorder import Recorder
+from recsys.train.registry import CHOICES
+from recsys.train.trainer import Trainer
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, or the launcher asks this rank to end."""
+
+
+def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) -> str:
+    """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
+    model, optimizer, placement, size = assemble(config, dataset, ranks)
+    facts = describe_run(config, dataset, placement, ranks) | size
+    if ranks.is_first:
+        plan = describe_placement(model, placement, facts["bytes_per_rank"]["embedding"][0])
+        run_dir.write_plan(text := format_plan(plan, ranks))
+        counts = facts["parameters"]
+        print(f"{text}parameters: {counts['dense']:,} dense, {counts['embedding']:,} embedding", flush=True)
+    checkpoints = Checkpoints(run_dir.checkpoints, identity(config, dataset), config.checkpoint.keep_last, ranks)
+    recorder = Recorder(run_dir, enabled=ranks.is_first, tensorboard=config.logging.tensorboard)
+    try:
+        return Trainer(config, dataset, model, optimizer, checkpoints, recorder, ranks, facts).run()
+    finally:
+        recorder.close()
+
+
+@record
+def run_rank(config: RunConfig) -> None:
+    """This rank from config to summary. What goes wrong is left in the run directory by the rank where it began."""
+    rank = int(os.environ.get("RANK", "0"))
+    run_dir = RunDir(Path(config.run.dir) / config.run.name)
+    device = choose_device(config.run.device)
+    resume = config.checkpoint.resume == "auto"
+    if device.type == "cpu":
+        keep_freed_memory()
+    if rank == 0:
+        run_dir.check_free(config.run.overwrite, resume=resume)
+    with _bad_end_is_told(run_dir, rank):
+        # Before the process group: building a cache may take longer than a collective may wait.
+        dataset = build_dataset(config.data)
+        check_data(dataset, config.training.target_auc)
+        with process_group(config.parallelism, device) as ranks, _bad_end_is_told(run_dir, rank):
+            if ranks.is_first:
+                environment = describe_environment(device, ranks.world_size)
+                run_dir.create(dump_config(config, CHOICES), environment, resume=resume)
+                track_start(run_dir, resolved(config, CHOICES))
+            reason = train(config, dataset, run_dir, ranks)
+    if rank == 0:
+        track_end(run_dir)
+        print(f"{run_dir.path}: training ended ({reason})", flush=True)
+
+
+@contextmanager
+def _bad_end_is_told(run_dir: RunDir, rank: int) -> Iterator[None]:
+    """In the run's summary; within the process group, whose end may wait for ranks that do not answer."""
+    try:
+        yield
+    except Interrupted:
+        run_dir.mark_ended("interrupted", rank, "interrupted")
+        raise
+    except Exception as error:
+        run_dir.mark_ended("failed", rank, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough: what follows must not be cut short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Interrupted
+
+
+def run_process(config: RunConfig) -> NoReturn:
+    """Run this process's rank and end the process, whatever happens: with status 0, 1 or 130."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_rank(config)
+        _leave(0)
+    except Interrupted:
+        _leave(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        _leave(EXIT_FAILED)
+
+
+def _leave(status: int) -> NoReturn:
+    """The end of this process, at once: all is written and closed.
+
+    Taking the interpreter down, or only the exception and with it the model, could abort or wait for ever: libraries
+    below keep threads beyond the process group, and a DistributedDataParallel that is the last to hold it joins its
+    thread while both want the interpreter's lock (torch 2.13; both have been seen).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
