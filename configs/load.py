@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from configs.schema import RunConfig, Section
+from configs.schema import ChecksWorldSize, RunConfig, Section
 
-Choices = Mapping[str, tuple[str, Mapping[str, type[Section]]]]
-"""section -> (the key that chooses, name -> Options of that choice): what the registries of `recsys` offer."""
+Choices = Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]]
+"""section -> (the key that chooses, name -> Options of that choice): what the registries offer."""
 
 
 class ConfigError(ValueError):
@@ -114,7 +114,7 @@ def _similar(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _describe(error: Any, model: type[Section], prefix: tuple[str, ...], layers: _Layers) -> str:
+def _describe(error: Any, model: type[BaseModel], prefix: tuple[str, ...], layers: _Layers) -> str:
     path = (*prefix, *(str(part) for part in error["loc"]))
     source, key = layers.source(path), ".".join(path)
     match error["type"]:
@@ -133,7 +133,7 @@ def _describe(error: Any, model: type[Section], prefix: tuple[str, ...], layers:
     return f"{source}: {key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _validate(model: type[Section], values: Mapping[str, Any], prefix: tuple[str, ...], layers: _Layers) -> Any:
+def _validate(model: type[BaseModel], values: Mapping[str, Any], prefix: tuple[str, ...], layers: _Layers) -> Any:
     try:
         # Through JSON: strict there still takes an array for a tuple, which TOML cannot write otherwise.
         return model.model_validate_json(json.dumps(values, default=str))
@@ -142,7 +142,7 @@ def _validate(model: type[Section], values: Mapping[str, Any], prefix: tuple[str
         raise ConfigError("\n".join(found)) from None
 
 
-def _take_options(layers: _Layers, choices: Choices) -> dict[str, Section]:
+def _take_options(layers: _Layers, choices: Choices) -> dict[str, BaseModel]:
     """Removes the [section.<name>] tables from the layers and returns the chosen one of each section, validated."""
     options = {}
     for section, (selector, registry) in choices.items():
@@ -186,7 +186,10 @@ def load_config(path: str | Path, overrides: Sequence[str], choices: Choices) ->
     for section, chosen in options.items():
         name = getattr(config, section).model_dump()[choices[section][0]]
         try:
-            chosen.check_run(config)
+            if isinstance(chosen, ChecksWorldSize):
+                chosen.check_world_size(config.parallelism.world_size)
+            if isinstance(chosen, Section):
+                chosen.check_run(config)
         except ValueError as error:
             raise ConfigError(f"{layers.source((section, name))}: {section}.{name}: {error}") from None
     return config
@@ -230,9 +233,9 @@ def describe_keys(choices: Choices, wanted: str = "") -> str:
     return "\n".join(lines)
 
 
-def _list_sections(choices: Choices) -> dict[str, type[Section]]:
+def _list_sections(choices: Choices) -> dict[str, type[BaseModel]]:
     """Return every section by its dotted name; a section's choices, such as embedding.robe, follow it."""
-    sections: dict[str, type[Section]] = {}
+    sections: dict[str, type[BaseModel]] = {}
     for section, info in RunConfig.model_fields.items():
         model = info.annotation
         assert isinstance(model, type)
@@ -242,7 +245,7 @@ def _list_sections(choices: Choices) -> dict[str, type[Section]]:
     return sections
 
 
-def _describe_section(title: str, model: type[Section], lines: list[str]) -> None:
+def _describe_section(title: str, model: type[BaseModel], lines: list[str]) -> None:
     lines.append(title)
     for key, field in model.model_fields.items():
         if key == "options":

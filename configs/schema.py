@@ -1,13 +1,14 @@
 """What a run is, as data: one frozen section per concern, put together in `RunConfig`.
 
 A section checks its own values; `configs.load` turns what pydantic finds into errors that name file, key and value.
-Methods, models and datasets bring an `Options` section of their own, kept in their own file and validated by the
-loader through the registries it is handed: this package knows none of them by name.
+Methods, models and datasets bring `Options` of their own: any pydantic model that refuses unknown keys, kept in the
+file of what it belongs to and validated by the loader through the registries it is handed. This package knows none of
+them by name, and they need nothing of it.
 
 Departure from plain dataclasses: pydantic checks types without conversions and lists the allowed values for us.
 """
 
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
@@ -19,7 +20,7 @@ Sharding = Literal[
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, unknown keys and silent conversions refused."""
+    """A section of a config: frozen; unknown keys and silent conversions are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -27,7 +28,18 @@ class Section(BaseModel):
         """Raises ValueError where these options do not go with the rest of the run; `load_config` asks them."""
 
 
+@runtime_checkable
+class ChecksWorldSize(Protocol):
+    """Options that do not go with every number of ranks; `load_config` asks them before anything is built."""
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raise ValueError where these options do not go with that many ranks."""
+        ...
+
+
 class RunSection(Section):
+    """Which run this is, and where it leaves what it makes."""
+
     name: str = Field(default="", pattern=r"^[\w.\-]*$")
     """Name of the run and of its directory; empty = the name of the config file. A base file does not hand it on."""
     dir: str = "runs"
@@ -41,24 +53,30 @@ class RunSection(Section):
 
 
 class DataSection(Section):
+    """The rows, and in which order they are trained on."""
+
     dataset: str
     """Where the rows come from; its own keys are in [data.<dataset>]."""
     cache_dir: str = ".cache"
     """Directory of the columnar caches."""
     shuffle_window_rows: int = Field(default=4_194_304, ge=0)
     """Training rows are permuted within windows of this many rows, the windows among themselves; 0 = file order."""
-    options: SerializeAsAny[Section] = Section()
+    options: SerializeAsAny[BaseModel] = Section()
 
 
 class ModelSection(Section):
+    """The layers around the embeddings."""
+
     architecture: str
     """The model around the embeddings; its own keys are in [model.<architecture>]."""
     embedding_dim: int = Field(ge=1)
     """Dimension of every embedding, D in the papers' tables."""
-    options: SerializeAsAny[Section] = Section()
+    options: SerializeAsAny[BaseModel] = Section()
 
 
 class EmbeddingSection(Section):
+    """How the embeddings are stored: what a comparison varies."""
+
     method: str
     """How embeddings are stored; its own keys are in [embedding.<method>]."""
     compression: float = Field(default=1.0, ge=1.0)
@@ -70,10 +88,12 @@ class EmbeddingSection(Section):
     fit_to: str = ""
     """Run directory of a trained run with full tables that kept its best evaluation (checkpoint.keep_best): start from
     its layers, and from the compressed tables that fit its tables best, instead of at random."""
-    options: SerializeAsAny[Section] = Section()
+    options: SerializeAsAny[BaseModel] = Section()
 
 
 class ParallelismSection(Section):
+    """Over how many processes the run is divided, and how."""
+
     world_size: int = Field(default=1, ge=1)
     """Ranks of the job; the global batch is divided among them."""
     threads_per_rank: int = Field(default=1, ge=1)
@@ -85,22 +105,29 @@ class ParallelismSection(Section):
 
 
 class OptimizerSection(Section):
+    """How embeddings and layers are updated."""
+
     dense: DenseOptimizerName = "sgd"
     """Optimizer of the layers outside the embeddings."""
     dense_learning_rate: float = Field(gt=0.0)
+    """Of the layers."""
     embedding: OptimizerName = "sgd"
     """Optimizer of the embedding parameters: element-wise on both sides (FBGEMM: EXACT_SGD, EXACT_ADAGRAD)."""
     embedding_learning_rate: float = Field(gt=0.0)
+    """Of the embeddings."""
     adagrad_eps: float = Field(default=1e-8, gt=0.0)
     """Added to the root of Adagrad's accumulator, dense and embedding alike; the accumulators start at zero."""
 
 
 class TrainingSection(Section):
+    """How long the run trains, and what ends it."""
+
     global_batch_size: int = Field(ge=1)
     """Rows per step over all ranks."""
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the training rows, fractions allowed."""
     max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many steps."""
     time_budget_s: float | None = Field(default=None, gt=0.0)
     """Stop when training alone (without evaluation and checkpoints) has taken this long."""
     target_auc: float | None = Field(default=None, gt=0.5, lt=1.0)
@@ -116,6 +143,8 @@ class TrainingSection(Section):
 
 
 class EvaluationSection(Section):
+    """When the held-out rows are scored."""
+
     every_epochs: float = Field(default=1.0, gt=0.0)
     """Evaluate each time this fraction of the training rows has been seen, and at the end."""
     global_batch_size: int = Field(default=16384, ge=1)
@@ -127,6 +156,8 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
+    """What of the run is kept, and whether it continues from there."""
+
     every_steps: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 = none during training."""
     at_end: bool = False
@@ -136,17 +167,23 @@ class CheckpointSection(Section):
     keep_scores: bool = True
     """Keep the scores of the test rows at the best evaluation, 5 bytes a row: for paired differences of AUC."""
     keep_last: int = Field(default=2, ge=1)
+    """Checkpoints that are kept, the newest."""
     resume: Literal["never", "auto"] = "auto"
     """auto = continue from the newest checkpoint of the run directory where there is one, never = start anew."""
 
 
 class LoggingSection(Section):
+    """What is written down while the run trains."""
+
     every_steps: int = Field(default=50, ge=1)
     """Steps between two records of loss and speed."""
     tensorboard: bool = True
+    """Write scalars for TensorBoard beside the records."""
 
 
 class ProfileSection(Section):
+    """When steps are profiled."""
+
     every_steps: int = Field(default=0, ge=0)
     """Steps from one profiled window to the next: computing, communication and waiting by phase; 0 = none."""
     steps: int = Field(default=10, ge=1)
@@ -155,6 +192,8 @@ class ProfileSection(Section):
 
 
 class RunConfig(Section):
+    """Everything that a run depends on."""
+
     run: RunSection = RunSection()
     data: DataSection
     model: ModelSection

@@ -51,6 +51,7 @@ class Options(Section):
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Part of the rows that selects the best evaluation; 0: no validation split."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Part of the rows that is scored at every evaluation and never trained on."""
     split_seed: int = Field(default=0, ge=0)
     """Seeds the permutation that the splits are cut from."""
 

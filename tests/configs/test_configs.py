@@ -9,6 +9,7 @@ import pytest
 
 from configs.load import ConfigError, load_config, resolved, run_name
 from configs.request import EmbeddingRequest
+from configs.schema import RunConfig
 from recsys.data.criteo_schema import CARDINALITIES
 from recsys.embedding.embedding_size import count_full_parameters, count_parameters
 from recsys.embedding.embeddings import METHODS, build_tables
@@ -116,3 +117,15 @@ def test_an_update_in_the_backward_pass_needs_one_rank_and_a_kernel(method: str)
         load_config(config, [*chosen, *two], CHOICES)
     with pytest.raises(ConfigError, match="fused_update is done by the kernels"):
         load_config(config, [*chosen, f"embedding.{method}.kernel=plain"], CHOICES)
+
+
+def test_every_key_says_what_it_means():
+    sections = {name: info.annotation for name, info in RunConfig.model_fields.items()}
+    options = {f"{s}.{name}": kind for s, (_, kinds) in CHOICES.items() for name, kind in kinds.items()}
+    silent = [
+        f"{section}.{key}"
+        for section, kind in (sections | options).items()
+        for key, field in kind.model_fields.items()
+        if key != "options" and not field.description
+    ]
+    assert silent == []

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from configs.load import ConfigError, describe_keys, dump_config, load_config, run_name
 from configs.schema import Section
@@ -13,10 +14,23 @@ class Deep(Section):
     layers: tuple[int, ...] = (4, 2)
 
 
+class Single(BaseModel):
+    """Options as a library declares them: a pydantic model that knows nothing of configs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    steps: int = 1
+    """Steps at a time."""
+
+    def check_world_size(self, world_size: int) -> None:
+        if self.steps > 1 and world_size > 1:
+            raise ValueError(f"steps = {self.steps}: for one rank")
+
+
 CHOICES = {
     "data": ("dataset", {"rows": Section}),
     "model": ("architecture", {"deep": Deep}),
-    "embedding": ("method", {"robe": Robe, "full": Section}),
+    "embedding": ("method", {"robe": Robe, "full": Section, "single": Single}),
 }
 
 BASE = """
@@ -77,6 +91,18 @@ def test_choosing_another_method_leaves_the_keys_of_the_first_behind(write):
     assert config.embedding.options == Section()
 
 
+def test_options_are_any_pydantic_model_and_may_ask_for_one_rank(write):
+    keys = ["embedding.method=single", "embedding.single.steps=4"]
+    config = load(write(BASE), *keys)
+    assert config.embedding.options == Single(steps=4)
+    assert load(write(dump_config(config, CHOICES), "again.toml")).embedding == config.embedding
+    with pytest.raises(ConfigError, match=r"override 'embedding.single.steps=4': embedding.single: steps = 4: for one"):
+        load(write(BASE), *keys, "parallelism.world_size=2")
+    load(write(BASE), "embedding.method=single", "parallelism.world_size=2")
+    with pytest.raises(ConfigError, match=r"embedding\.single\.step = 4: unknown key"):
+        load(write(BASE), "embedding.single.step=4")
+
+
 def test_a_dumped_config_loads_to_the_same_config(write):
     config = load(write(BASE), "run.seed=3")
     dumped = dump_config(config, CHOICES)
@@ -87,7 +113,7 @@ def test_a_dumped_config_loads_to_the_same_config(write):
 MISTAKES = [
     ("[embedding]\n", "[embedding]\ncompresion = 3\n", ["embedding.compresion = 3", "unknown key", "compression?"]),
     ("block_size = 16", "blok_size = 16", ["embedding.robe.blok_size = 16", "did you mean block_size?"]),
-    ('"robe"', '"rob"', ["embedding.method = 'rob'", "did you mean robe?", "known: full, robe"]),
+    ('"robe"', '"rob"', ["embedding.method = 'rob'", "did you mean robe?", "known: full, robe, single"]),
     ("[embedding.robe]", "[embedding.rope]", ["[embedding.rope]", "unknown method", "full, robe"]),
     ("compression = 10", "compression = 0.5", ["embedding.compression = 0.5", "greater than or equal to 1"]),
     ("compression = 10", 'compression = "10"', ["embedding.compression = '10'", "valid number"]),
