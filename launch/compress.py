@@ -25,6 +25,7 @@ from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.runners.cells import Cell
 from launch.runners.local_runs import LocalRuns, count_jobs
 from launch.sweep import EXIT_FAILURES, Outcome, print_failures, run_cells
+from recsys.runs.summary import RunSummary
 
 ROWS = ("full tables", "trained compressed", "compressed after training", "compressed, then fine-tuned")
 
@@ -60,21 +61,26 @@ def build_table(outcomes: Sequence[Outcome], seeds: int) -> Table:
     """The four rows, mean ± standard deviation over the seeds."""
     summaries = [outcome.run_dir.read_summary() for outcome in outcomes]
     full, trained, fitted = summaries[:seeds], summaries[seeds::2], summaries[seeds + 1 :: 2]
-    compression = fmean(summary["compression"]["obtained"] for summary in trained)
-    table = Table(title=f"{trained[0]['method']} at {compression:.3g}×, {seeds} seed{'s' if seeds > 1 else ''}")
+    compression = fmean(summary.compression.actual for summary in trained)
+    table = Table(title=f"{trained[0].method} at {compression:.3g}×, {seeds} seed{'s' if seeds > 1 else ''}")
     table.add_column("")
     for column in ("test AUC", "test log loss", "epochs"):
         table.add_column(column, justify="right")
     measured = (
-        [summary["best"] for summary in full],
-        [summary["best"] for summary in trained],
+        [_best(summary) for summary in full],
+        [_best(summary) for summary in trained],
         [_first_evaluation(outcome) for outcome in outcomes[seeds + 1 :: 2]],
-        [summary["best"] for summary in fitted],
+        [_best(summary) for summary in fitted],
     )
     for name, found in zip(ROWS, measured, strict=True):
         columns = [_spread([e[key] for e in found]) for key in ("test_auc", "test_log_loss")]
         table.add_row(name, *columns, f"{fmean(e['epoch'] for e in found):.1f}")
     return table
+
+
+def _best(summary: RunSummary) -> dict[str, int | float]:
+    assert summary.best is not None, "a finished run has evaluations"
+    return summary.best
 
 
 def _first_evaluation(outcome: Outcome) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _check_apart(cells: Sequence[Cell], configs: Sequence[RunConfig]) -> None:
 
 def _is_done(config: RunConfig) -> bool:
     run_dir = run_dir_of(config)
-    if not run_dir.exists() or run_dir.read_summary()["status"] != "finished":
+    if not run_dir.exists() or run_dir.read_summary().status != "finished":
         return False
     there, here = flatten(run_dir.read_config()), flatten(tomllib.loads(dump_config(config, CHOICES)))
     differences = [

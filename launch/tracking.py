@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from configs.load import flatten
 from recsys.runs.metrics import PEAK_GIB, SAMPLES_PER_S, STEP_MS, TRAIN_S, quality_name
 from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import RunSummary
 
 if TYPE_CHECKING:
     from torchx.tracker.api import AppRun
@@ -46,18 +47,18 @@ def track_end(run_dir: RunDir) -> None:
     _record("end", record)
 
 
-def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a run by the names of `recsys.runs.metrics`; what was not measured is left out."""
-    best, step_ms, peaks = summary["best"] or {}, summary["step_ms"] or {}, summary["peak_memory_gib"]
+def figures(summary: RunSummary) -> dict[str, Any]:
+    """Return the figures of a run by the names of `recsys.runs.metrics`; what was not measured is left out."""
+    best = summary.best or {}
     found = {
-        "status": summary["status"],
-        "stop_reason": summary["stop_reason"],
+        "status": summary.status,
+        "stop_reason": summary.stop_reason,
         quality_name("test", "auc"): best.get("test_auc"),
         quality_name("test", "log_loss"): best.get("test_log_loss"),
-        STEP_MS: step_ms.get("p50"),
-        SAMPLES_PER_S: summary["samples_per_s"],
-        TRAIN_S: summary["train_time_s"],
-        PEAK_GIB: max(peaks) if peaks else None,
+        STEP_MS: summary.step_ms and summary.step_ms.p50,
+        SAMPLES_PER_S: summary.samples_per_s,
+        TRAIN_S: summary.train_time_s,
+        PEAK_GIB: max(summary.peak_memory_gib or (), default=None),
     }
     return {name: value for name, value in found.items() if value is not None}
 

@@ -25,7 +25,7 @@ ALLOWED = {
         "configs", "pss", "baselines",
         "recsys.runs", "recsys.data", "recsys.models", "recsys.embedding", "recsys.profile",
     },
-    "recsys.report": {"configs", "recsys.runs", "recsys.profile"},
+    "recsys.report": {"configs", "recsys.runs"},
     "recsys.studies": {"configs", *(f"recsys.{room}" for room in RECSYS if room not in ("bench", "cost"))},
     "recsys.bench": {"configs", "pss", *(f"recsys.{room}" for room in RECSYS if room not in ("studies", "cost"))},
     "recsys.cost": {"configs", "recsys.bench", "recsys.report", "recsys.data", "recsys.runs"},

@@ -22,9 +22,10 @@ from launch.tracking import track_end, track_start
 from recsys.data.data import Dataset, build_dataset, check_data
 from recsys.runs.ranks import Ranks, choose_device, process_group
 from recsys.runs.run_dir import RunDir, describe_environment
+from recsys.runs.summary import Failure
 from recsys.train.assemble import assemble
 from recsys.train.checkpoint import Checkpoints
-from recsys.train.description import describe_run, format_plan, identity
+from recsys.train.description import format_plan, identity
 from recsys.train.heap import keep_freed_memory
 from recsys.train.parallelism import describe_placement
 from recsys.train.recorder import Recorder
@@ -38,13 +39,12 @@ class Interrupted(BaseException):
 
 def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) -> str:
     """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
-    model, optimizer, placement, size = assemble(config, dataset, ranks)
-    facts = describe_run(config, dataset, placement, ranks) | size
+    model, optimizer, facts = assemble(config, dataset, ranks)
     if ranks.is_first:
-        plan = describe_placement(model, placement, facts["bytes_per_rank"]["embedding"][0])
+        plan = describe_placement(model, facts.placement, facts.bytes_per_rank.embedding[0])
         run_dir.write_plan(text := format_plan(plan, ranks))
-        counts = facts["parameters"]
-        print(f"{text}parameters: {counts['dense']:,} dense, {counts['embedding']:,} embedding", flush=True)
+        counts = facts.parameters
+        print(f"{text}parameters: {counts.dense:,} dense, {counts.embedding:,} embedding", flush=True)
     checkpoints = Checkpoints(run_dir.checkpoints, identity(config, dataset), config.checkpoint.keep_last, ranks)
     recorder = Recorder(run_dir, enabled=ranks.is_first, tensorboard=config.logging.tensorboard)
     try:
@@ -85,10 +85,10 @@ def _bad_end_is_told(run_dir: RunDir, rank: int) -> Iterator[None]:
     try:
         yield
     except Interrupted:
-        run_dir.mark_ended("interrupted", rank, "interrupted")
+        run_dir.mark_ended("interrupted", Failure(rank=rank, message="interrupted"))
         raise
     except Exception as error:
-        run_dir.mark_ended("failed", rank, f"{type(error).__name__}: {error}")
+        run_dir.mark_ended("failed", Failure(rank=rank, message=f"{type(error).__name__}: {error}"))
         raise
 
 

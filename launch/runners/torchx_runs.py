@@ -31,6 +31,7 @@ from launch.runners.cells import Cell, Ended, run_dir_of
 from launch.runners.runs_display import take_turns
 from recsys.embedding.embeddings import METHODS
 from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import Failure
 
 LOCAL = "local_cwd"
 HANDLE = "torchx_handle.txt"
@@ -150,7 +151,7 @@ class TorchxRuns:
         else:
             state = f"{job.handle} {status.state.name.lower()}"
         reason = _reason(status, run_dir)
-        run_dir.mark_ended("failed", 0, f"{state}: {reason}")
+        run_dir.mark_ended("failed", Failure(rank=0, message=f"{state}: {reason}"))
         return Ended(reason if self.scheduler == LOCAL else f"{state}: {reason}", now - job.started)
 
     def _cancel(self, runner: Runner, running: Sequence[_Running]) -> None:
@@ -202,8 +203,8 @@ def _reason(status: AppStatus | None, run_dir: RunDir) -> str:
             message = json.loads(status.structured_error_msg)["message"]
             said = message["message"] if isinstance(message, dict) else str(message)
             return re.sub(r"^(\w+: )\1", r"\1", said)  # torchelastic names the error, and so does its message
-    if run_dir.exists() and (error := run_dir.read_summary().get("error")):
-        return f"rank {error['rank']}: {error['message']}"
+    if run_dir.exists() and (error := run_dir.read_summary().error):
+        return f"rank {error.rank}: {error.message}"
     newest = max(run_dir.path.glob("logs/**/stderr.log"), key=lambda p: p.stat().st_mtime, default=None)
     lines = newest.read_text(errors="replace").splitlines() if newest else []
     return "\n".join(lines[-15:]) or "it left no error"

@@ -33,8 +33,9 @@ def _read_trial(rate: float, outcome: Outcome) -> Trial:
     if outcome.error:
         return Trial(rate, None, outcome.seconds or 0.0, outcome.error)
     summary = outcome.run_dir.read_summary()
-    log_loss = summary["best"][f"{summary['selected_on']}_log_loss"]
-    return Trial(rate, log_loss, summary["train_time_s"] + summary["evaluation_time_s"])
+    assert summary.best is not None, "a finished run has evaluations"
+    seconds = (summary.train_time_s or 0.0) + (summary.evaluation_time_s or 0.0)
+    return Trial(rate, summary.best[f"{summary.selected_on}_log_loss"], seconds)
 
 
 def choose_rate(trials: Sequence[Trial]) -> float | None:

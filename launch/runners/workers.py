@@ -24,6 +24,7 @@ from launch.cli import EXIT_INTERRUPTED
 from launch.runners.cells import LOG, Cell, Ended, run_dir_of
 from launch.runners.rank import Interrupted, run_rank
 from launch.runners.runs_display import take_turns
+from recsys.runs.summary import Failure
 
 _POLL_S = 0.5
 _GRACE_S = 10.0
@@ -88,7 +89,7 @@ class Workers:
         except (EOFError, OSError):
             worker.process.join(_GRACE_S)
             error = _describe_death(worker.process.exitcode)
-            run_dir_of(config).mark_ended("failed", 0, error)
+            run_dir_of(config).mark_ended("failed", Failure(rank=0, message=error))
             return Ended(error, 0.0)
         self._idle.append(worker)
         return ended

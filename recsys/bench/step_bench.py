@@ -20,8 +20,8 @@ from configs.schema import RunConfig
 from recsys.data.data import Dataset, build_dataset
 from recsys.models.models import MODELS
 from recsys.profile.profile_window import profile_steps
-from recsys.profile.timing import WindowTiming
 from recsys.runs.ranks import Ranks
+from recsys.runs.window_timing import WindowTiming
 from recsys.train.assemble import Assembly, TrainStep, assemble, build_batches
 from recsys.train.clocks import StepTimer
 
@@ -44,17 +44,17 @@ class StepMeasurement:
     def summary(self) -> dict[str, Any]:
         """For JSON. Parts are means over ranks, of the profiled window: computing + exposed + other = its step."""
         quartiles = np.percentile(self.step_ms, [25, 50, 75])
-        config, size, world_size = self.config, self.assembly.size, self.config.parallelism.world_size
+        config, facts = self.config, self.assembly.facts
         return {
             "method": config.embedding.method,
-            "placement": self.assembly.placement,
-            "sharding": config.parallelism.sharding if self.assembly.placement == "shard" else None,
-            "world_size": world_size,
-            "threads_per_rank": config.parallelism.threads_per_rank,
-            "compression": size["compression"]["obtained"],
-            "embedding_parameters": size["parameters"]["embedding"],
-            "dense_parameters": size["parameters"]["dense"],
-            "bytes_per_rank": size["bytes_per_rank"],
+            "placement": facts.placement,
+            "sharding": facts.sharding,
+            "world_size": facts.world_size,
+            "threads_per_rank": facts.threads_per_rank,
+            "compression": facts.compression.actual,
+            "embedding_parameters": facts.parameters.embedding,
+            "dense_parameters": facts.parameters.dense,
+            "bytes_per_rank": facts.bytes_per_rank.model_dump(),
             "global_batch_size": config.training.global_batch_size,
             "embedding_dim": config.model.embedding_dim,
             "num_tables": self.num_tables,

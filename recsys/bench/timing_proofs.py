@@ -19,9 +19,9 @@ from torchrec.datasets.utils import Batch
 
 from recsys.bench.step_bench import Bench
 from recsys.profile.profile_window import profile_steps
-from recsys.profile.timing import WindowTiming
 from recsys.runs.phases import GRADIENT_ALL_REDUCE
 from recsys.runs.ranks import Ranks, gather
+from recsys.runs.window_timing import WindowTiming
 from recsys.train.parallelism import unwrapped
 
 SIZES_PER_PAIR = 3
@@ -109,10 +109,10 @@ def prove_bytes(label: str, bench: Bench, window: WindowTiming) -> list[Proof]:
     """(d) Bytes against the closed form, summed over ranks. All-reduce: the gradients, replicated embeddings' among
     them. All-to-all of tables sharded table-wise: ids and lengths of 8 bytes, B·F each, and their sizes; pooled
     embeddings, B·F·D·4, forward and backward."""
-    config, world_size, size = bench.config, bench.ranks.world_size, bench.assembly.size["parameters"]
+    config, world_size, facts = bench.config, bench.ranks.world_size, bench.assembly.facts
     found = {kind: bytes_ * world_size for kind, bytes_ in window.collective("bytes").items()}
-    replicated = bench.assembly.placement == "replicate"
-    gradients = 4 * world_size * (size["dense"] + (size["embedding"] if replicated else 0))
+    replicated = facts.placement == "replicate"
+    gradients = 4 * world_size * (facts.parameters.dense + (facts.parameters.embedding if replicated else 0))
     proofs = [Proof(f"(d) {label}: bytes all-reduced", gradients, found.get("all_reduce", 0.0), "B", 0)]
     if not replicated:
         bags = config.training.global_batch_size * bench.num_features

@@ -17,11 +17,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from configs.schema import ProfileSection
-from recsys.profile.timing import Joined, WindowTiming, collectives_by_step, join, time_rank
+from recsys.profile.timing import Joined, collectives_by_step, join, time_rank
 from recsys.profile.trace import read_trace
 from recsys.profile.trace_spans import Collective
 from recsys.runs.phases import DATA_LOADING, STEP, mark, marked
 from recsys.runs.ranks import Ranks, gather
+from recsys.runs.window_timing import WindowTiming
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes a line at the start and end of every window
 

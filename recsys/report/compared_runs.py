@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from configs.load import flatten
-from recsys.profile.timing import WindowTiming
 from recsys.report.curves import Point
 from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import RunSummary
 
 SHARED_SECTIONS = ("data", "model", "optimizer", "training", "evaluation")
 FREE_SECTIONS = ("embedding", "parallelism")
@@ -28,94 +28,13 @@ class ComparisonError(ValueError):
     """Runs that cannot be read or compared; the message names them."""
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Parameters(_Figures):
-    dense: int
-    embedding: int
-    embedding_full: int
-
-
-class Compression(_Figures):
-    asked: float
-    obtained: float
-
-
-class BytesPerRank(_Figures):
-    embedding: list[int] = Field(min_length=1)
-    embedding_optimizer: list[int] = Field(min_length=1)
-
-
-class Times(_Figures):
-    p50: float
-    p95: float
-    mean: float | None = None
-
-
-class BestPossible(_Figures):
-    auc: float
-    log_loss: float
-    base_rate: float
-
-
-class Failure(_Figures):
-    rank: int
-    message: str
-
-
-class Summary(_Figures):
-    """summary.json; what is measured may be missing from a run that has not come so far."""
-
-    status: str
-    stop_reason: str | None = None
-    error: Failure | None = None
-    name: str
-    architecture: str
-    method: str
-    placement: str
-    sharding: str | None
-    dataset: str
-    data_fingerprint: str
-    seed: int
-    device: str
-    world_size: int
-    threads_per_rank: int
-    parameters: Parameters
-    compression: Compression
-    embedding_stored_bytes: int | None = None
-    bytes_per_rank: BytesPerRank
-    train_rows: int
-    test_rows: int
-    steps: int = 0
-    samples: int = 0
-    epochs: float = 0.0
-    train_time_s: float | None = None
-    step_ms: Times | None = None
-    data_ms: Times | None = None
-    samples_per_s: float | None = None
-    profiles: list[WindowTiming] = []
-    peak_memory_gib: list[float] | None = None
-    selected_on: str
-    best: dict[str, float] | None = None
-    best_possible: BestPossible | None = None
-
-    @field_validator("profiles")
-    @classmethod
-    def _take_time(cls, windows: list[WindowTiming]) -> list[WindowTiming]:
-        if not all(window.ranks and all(rank.step_ms > 0 for rank in window.ranks) for window in windows):
-            raise ValueError("a profiled window has no ranks, or steps that took no time")
-        return windows
-
-
 @dataclass(frozen=True)
 class Run:
     """One run directory, read. label: its name, or its path where another run has that name too."""
 
     path: Path
     label: str
-    summary: Summary
+    summary: RunSummary
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
@@ -162,7 +81,7 @@ def _load_run(path: Path) -> Run:
         raise ComparisonError(f"{path} {what}: a run directory is expected, such as runs/demo/demo_robe")
     run_dir = RunDir(path)
     try:
-        summary = _read(path / "summary.json", lambda: Summary.model_validate(run_dir.read_summary()))
+        summary = _read(path / "summary.json", run_dir.read_summary)
         config = _read(path / "config.toml", run_dir.read_config)
         environment = _read(path / "environment.json", run_dir.read_environment)
         plan = run_dir.read_plan() if (path / "plan.txt").is_file() else None
@@ -222,7 +141,7 @@ def free_facts(run: Run) -> dict[str, Any]:
 
 
 def is_full(run: Run) -> bool:
-    return run.summary.compression.asked == 1.0
+    return run.summary.compression.target == 1.0
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:

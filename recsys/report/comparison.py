@@ -12,12 +12,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
-from recsys.profile.timing import RankTiming, average
 from recsys.report.compared_runs import (
-    BestPossible,
     Difference,
     Run,
-    Summary,
     check_fair,
     find_caveats,
     find_differences,
@@ -29,6 +26,8 @@ from recsys.report.compared_runs import (
 )
 from recsys.report.curves import CurveOrder, Point, TimeToTarget, mean_curve, order_curves, time_to_target
 from recsys.runs.metrics import quality_name
+from recsys.runs.summary import BestPossible, RunSummary
+from recsys.runs.window_timing import RankTiming, average
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Setup:
     is_baseline: bool
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> RunSummary:
         """Facts that all runs of the setup share."""
         return self.runs[0].summary
 
@@ -259,7 +258,7 @@ def measure(runs: Sequence[Run], split: str, target: Target | None) -> Figures:
     )
 
 
-def measure_time(summaries: Sequence[Summary]) -> TimeFigures | None:
+def measure_time(summaries: Sequence[RunSummary]) -> TimeFigures | None:
     """Over all windows of the runs; None where there are none."""
     windows = [window for summary in summaries for window in summary.profiles]
     if not windows:

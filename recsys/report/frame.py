@@ -32,9 +32,9 @@ import polars as pl
 from pydantic import TypeAdapter
 
 from configs.load import flatten
-from recsys.profile.timing import RankTiming, WindowTiming, average
 from recsys.report.compared_runs import Run
 from recsys.report.curves import Point, TimeToTarget, mean_curve, time_to_target
+from recsys.runs.window_timing import RankTiming, WindowTiming, average
 
 FORMAT = "pss-bench results 2"
 _POSITION = ("step", "samples", "epoch", "time_s")

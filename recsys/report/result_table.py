@@ -113,7 +113,7 @@ def _embedding_bytes(setup: Setup) -> Cell:
 
 def _compression(setup: Setup) -> Cell:
     found = setup.summary.compression
-    return Cell(format_ratio(found.obtained), f"asked {format_ratio(found.asked)}", found.obtained)
+    return Cell(format_ratio(found.actual), f"asked {format_ratio(found.target)}", found.actual)
 
 
 def _step(setup: Setup) -> Cell:

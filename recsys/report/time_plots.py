@@ -7,12 +7,12 @@ figures; what runs backward is hatched in the colour of its forward phase. Setup
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from recsys.profile.timing import PhaseTiming, RankTiming
 from recsys.report.comparison import Comparison, Setup, TimeFigures
 from recsys.report.numbers import format_bytes, format_ratio, format_share, three_digits
 from recsys.report.plots import Figure, Plot, axis, escape, figure, label_rows, rounded
 from recsys.report.result_table import MISSING, Cell, Column
 from recsys.runs.phases import FORWARD, GRADIENT_ALL_REDUCE, OPTIMIZER, OTHER
+from recsys.runs.window_timing import PhaseTiming, RankTiming
 
 _LETTERS = 40
 _OTHER_COLOUR = "#a9adb3"

@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from recsys.runs.summary import Failure, RunSummary, Status
+
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx", "numpy")
 
 
@@ -63,7 +65,7 @@ class RunDir:
 
     def check_free(self, overwrite: bool, resume: bool) -> None:
         """Raises ValueError when a finished run would be lost; a run that can be resumed, or never ended, is not."""
-        if overwrite or not self.exists() or self.read_summary()["status"] != "finished":
+        if overwrite or not self.exists() or self.read_summary().status != "finished":
             return
         if resume and self._can_be_resumed():
             return
@@ -87,17 +89,13 @@ class RunDir:
     def write_plan(self, plan: str) -> None:
         write_atomically(self.path / "plan.txt", plan)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2))
+    def write_summary(self, summary: RunSummary) -> None:
+        write_atomically(self.path / "summary.json", json.dumps(summary.model_dump(), indent=2))
 
-    def mark_ended(self, status: str, rank: int, message: str) -> None:
+    def mark_ended(self, status: Status, failure: Failure) -> None:
         """Writes how the run ended into its summary; of several ranks the first to say so is where it began."""
-        if not self.exists():
-            return
-        summary = self.read_summary()
-        if summary["status"] == "running":
-            error = {"rank": rank, "message": message}
-            self.write_summary(summary | {"status": status, "stop_reason": status, "error": error})
+        if self.exists() and (summary := self.read_summary()).status == "running":
+            self.write_summary(summary.ended(status, failure))
 
     def write_scores(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Of the test rows, in their order: (n,) float32 and (n,) of 0 and 1."""
@@ -120,8 +118,9 @@ class RunDir:
     def read_environment(self) -> dict[str, Any]:
         return json.loads(self._read("environment.json"))
 
-    def read_summary(self) -> dict[str, Any]:
-        return json.loads(self._read("summary.json"))
+    def read_summary(self) -> RunSummary:
+        """Raises pydantic's ValidationError for what is no summary of a run."""
+        return RunSummary.model_validate(json.loads(self._read("summary.json")))
 
     def read_plan(self) -> str:
         return self._read("plan.txt")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from recsys.report.verdict import AucDifference, Placements, compare_placements, place
 from recsys.runs.metrics import quality_name
 from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import RunSummary
 from recsys.studies.experiment import Experiment, parse_experiment
 from recsys.studies.experiment_plan import Group
 
@@ -161,25 +162,27 @@ def _read_run(run: Made) -> list[dict[str, Any]]:
         return [common | {"status": "failed"}]
     summary, config = run.run_dir.read_summary(), run.run_dir.read_config()
     common |= _read_summary(summary) | {"asked_epochs": float(config["training"]["epochs"])}
+    assert summary.best is not None, "a finished run has evaluations"
+    best_step = int(summary.best["step"])
     evaluations = [r for r in run.run_dir.records() if r.get(quality_name("test", "auc")) is not None]
-    return [common | _read_evaluation(record, summary["best"]["step"]) for record in evaluations]
+    return [common | _read_evaluation(record, best_step) for record in evaluations]
 
 
-def _read_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
-    parameters, held = summary["parameters"], summary["bytes_per_rank"]
+def _read_summary(summary: RunSummary) -> dict[str, Any]:
+    names = ("status", "stop_reason", "selected_on", "train_rows", "test_rows")
+    names += ("global_batch_size", "train_time_s", "evaluation_time_s")
     return {
-        **{name: summary[name] for name in ("status", "stop_reason", "selected_on", "train_rows", "test_rows")},
-        **{name: summary[name] for name in ("global_batch_size", "train_time_s", "evaluation_time_s")},
-        "obtained": summary["compression"]["obtained"],
-        "embedding_parameters": parameters["embedding"],
-        "dense_parameters": parameters["dense"],
-        "full_parameters": parameters["embedding_full"],
-        "embedding_bytes": sum(held["embedding"]),
-        "optimizer_bytes": sum(held["embedding_optimizer"]),
-        "threads": summary["world_size"] * summary["threads_per_rank"],
-        "step_ms": summary["step_ms"] and summary["step_ms"]["p50"],
-        "peak_memory_gib": max(summary["peak_memory_gib"] or [0.0]) or None,
-        "best_possible_auc": summary["best_possible"] and summary["best_possible"]["auc"],
+        **{name: getattr(summary, name) for name in names},
+        "obtained": summary.compression.actual,
+        "embedding_parameters": summary.parameters.embedding,
+        "dense_parameters": summary.parameters.dense,
+        "full_parameters": summary.parameters.embedding_full,
+        "embedding_bytes": sum(summary.bytes_per_rank.embedding),
+        "optimizer_bytes": sum(summary.bytes_per_rank.embedding_optimizer),
+        "threads": summary.world_size * summary.threads_per_rank,
+        "step_ms": summary.step_ms and summary.step_ms.p50,
+        "peak_memory_gib": max(summary.peak_memory_gib or [0.0]) or None,
+        "best_possible_auc": summary.best_possible and summary.best_possible.auc,
     }
 
 

@@ -71,7 +71,7 @@ class MethodRow:
 
     @property
     def obtained(self) -> float | None:
-        return self.runs[0].summary.compression.obtained if self.runs else None
+        return self.runs[0].summary.compression.actual if self.runs else None
 
     @property
     def stored_bytes(self) -> int | None:

@@ -15,11 +15,12 @@ from torchrec.optim.keyed import CombinedOptimizer
 from configs.load import resolved
 from configs.schema import RunConfig
 from recsys.data.data import Dataset, TrainingBatches, count_ids
-from recsys.embedding.embedding_size import count_parameters, state_tensors, stored_bytes
+from recsys.embedding.embedding_size import count_full_parameters, count_parameters, state_tensors, stored_bytes
 from recsys.embedding.embeddings import METHODS, build_embedding, build_tables
 from recsys.models.models import MODELS, build_model
 from recsys.runs.ranks import Ranks
-from recsys.train.description import describe_size
+from recsys.runs.summary import Parameters, RunFacts
+from recsys.train.description import ModelSize, count_held_bytes, describe_run
 from recsys.train.fit import start_from_trained
 from recsys.train.optim import build_optimizers
 from recsys.train.parallelism import apply_parallelism, unwrapped
@@ -27,12 +28,11 @@ from recsys.train.registry import CHOICES
 
 
 class Assembly(NamedTuple):
-    """model: placed on the ranks. size: see `recsys.train.description.describe_size`."""
+    """model: placed on the ranks. facts: what is known of the run before it trains."""
 
     model: nn.Module
     optimizer: CombinedOptimizer
-    placement: str
-    size: dict[str, Any]
+    facts: RunFacts
 
 
 def plan_tables(
@@ -52,8 +52,12 @@ def assemble(config: RunConfig, dataset: Dataset, ranks: Ranks) -> Assembly:
     tables, id_counts = plan_tables(config, dataset)
     embedding = build_embedding(config.embedding, tables, seed=seed, device=device, id_counts=id_counts)
     model = build_model(config.model, embedding, num_dense=len(dataset.dense_names), seed=seed, device=device)
-    parameters, embedding_parameters = count_parameters(model), count_parameters(embedding)
-    embedding_stored_bytes = stored_bytes(embedding)
+    embedding_parameters, embedding_stored_bytes = count_parameters(embedding), stored_bytes(embedding)
+    parameters = Parameters(
+        dense=count_parameters(model) - embedding_parameters,
+        embedding=embedding_parameters,
+        embedding_full=count_full_parameters(tables),
+    )
     if config.embedding.fit_to:
         source, sections = Path(config.embedding.fit_to), resolved(config, CHOICES)
         error = start_from_trained(source, sections, model, embedding, method, tables, id_counts)
@@ -73,18 +77,9 @@ def assemble(config: RunConfig, dataset: Dataset, ranks: Ranks) -> Assembly:
         device=device,
     )
     optimizer = build_optimizers(model, embedding_names, config.optimizer)
-    size = describe_size(
-        model,
-        optimizer,
-        embedding_names,
-        tables,
-        asked_compression=config.embedding.compression,
-        parameters=parameters,
-        embedding_parameters=embedding_parameters,
-        embedding_stored_bytes=embedding_stored_bytes,
-        ranks=ranks,
-    )
-    return Assembly(model, optimizer, method.placement, size)
+    size = ModelSize(parameters, embedding_names, embedding_stored_bytes)
+    held = count_held_bytes(model, optimizer, size, ranks)
+    return Assembly(model, optimizer, describe_run(config, dataset, method.placement, size, held, ranks))
 
 
 def build_batches(config: RunConfig, dataset: Dataset, ranks: Ranks) -> TrainingBatches:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from recsys.runs.summary import Times
+
 
 class StepTimer:
     """Times of intervals in ms; `take` gives those finished since it was last called."""
@@ -88,10 +90,11 @@ class StepTimes:
     def add(self, times_ms: np.ndarray) -> None:
         self._all.append(times_ms)
 
-    def summary(self) -> dict[str, float] | None:
-        """p50, p95 and mean in ms; None before any step."""
+    def summary(self) -> Times | None:
+        """Return p50, p95 and mean in ms; None before any step."""
         times = np.concatenate(self._all) if self._all else np.empty(0)
         times = times[self.WARM_UP_STEPS :] if len(times) > self.WARM_UP_STEPS else times
         if not len(times):
             return None
-        return {"p50": float(np.median(times)), "p95": float(np.percentile(times, 95)), "mean": float(times.mean())}
+        p50, p95 = float(np.median(times)), float(np.percentile(times, 95))
+        return Times(p50=p50, p95=p95, mean=float(times.mean()))

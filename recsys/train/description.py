@@ -2,74 +2,74 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.load import resolved
 from configs.schema import RunConfig
 from recsys.data.data import Dataset
-from recsys.embedding.embedding_size import count_full_parameters
 from recsys.runs.ranks import Ranks, gather
+from recsys.runs.summary import BestPossible, BytesPerRank, Compression, Parameters, RunFacts
 from recsys.train.optim import embedding_state_bytes, local_bytes
 from recsys.train.parallelism import unwrapped
 from recsys.train.registry import CHOICES
 
 
-def describe_run(config: RunConfig, dataset: Dataset, placement: str, ranks: Ranks) -> dict[str, Any]:
-    """What was chosen: the constant part of summary.json."""
-    best = dataset.best_possible()
-    return {
-        "name": config.run.name,
-        "architecture": config.model.architecture,
-        "method": config.embedding.method,
-        "placement": placement,
-        "sharding": config.parallelism.sharding if placement == "shard" else None,
-        "dataset": config.data.dataset,
-        "data_fingerprint": dataset.fingerprint(),
-        "seed": config.run.seed,
-        "device": ranks.device.type,
-        "world_size": ranks.world_size,
-        "threads_per_rank": config.parallelism.threads_per_rank,
-        "global_batch_size": config.training.global_batch_size,
-        "train_rows": dataset.num_rows("train"),
-        "test_rows": dataset.num_rows("test"),
-        "best_possible": best and {"auc": best.auc, "log_loss": best.log_loss, "base_rate": best.base_rate},
-    }
+@dataclass(frozen=True)
+class ModelSize:
+    """What the model as built holds. embedding_names: of its embedding's parameters and persistent buffers.
 
-
-def describe_size(
-    model: nn.Module,
-    optimizer: CombinedOptimizer,
-    embedding_names: Sequence[str],
-    tables: Sequence[EmbeddingBagConfig],
-    *,
-    asked_compression: float,
-    parameters: int,
-    embedding_parameters: int,
-    embedding_stored_bytes: int,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """Parameters of the model as built, and the bytes each rank really holds. Collective.
-
-    embedding_names: of the embedding's parameters and persistent buffers in the model as built.
-    embedding_stored_bytes: of all that must be kept to look up; the compression is over it.
+    embedding_stored_bytes: of all that must be kept to look up; the actual compression is over it.
     """
-    full, dense = count_full_parameters(tables), parameters - embedding_parameters
-    return {
-        "parameters": {"dense": dense, "embedding": embedding_parameters, "embedding_full": full},
-        "compression": {"asked": asked_compression, "obtained": 4 * full / embedding_stored_bytes},
-        "embedding_stored_bytes": embedding_stored_bytes,
-        "bytes_per_rank": {
-            "embedding": gather(embedding_bytes(model, embedding_names), ranks),
-            "embedding_optimizer": gather(embedding_state_bytes(optimizer, embedding_names), ranks),
-            "dense": 4 * dense,
-        },
-    }
+
+    parameters: Parameters
+    embedding_names: Sequence[str]
+    embedding_stored_bytes: int
+
+
+def describe_run(
+    config: RunConfig, dataset: Dataset, placement: str, size: ModelSize, held: BytesPerRank, ranks: Ranks
+) -> RunFacts:
+    """Return what was chosen and built: the constant part of summary.json. held: see `count_held_bytes`."""
+    best = dataset.best_possible()
+    return RunFacts(
+        name=config.run.name,
+        architecture=config.model.architecture,
+        method=config.embedding.method,
+        placement=placement,
+        sharding=config.parallelism.sharding if placement == "shard" else None,
+        dataset=config.data.dataset,
+        data_fingerprint=dataset.fingerprint(),
+        seed=config.run.seed,
+        device=ranks.device.type,
+        world_size=ranks.world_size,
+        threads_per_rank=config.parallelism.threads_per_rank,
+        global_batch_size=config.training.global_batch_size,
+        train_rows=dataset.num_rows("train"),
+        test_rows=dataset.num_rows("test"),
+        best_possible=best and BestPossible(auc=best.auc, log_loss=best.log_loss, base_rate=best.base_rate),
+        parameters=size.parameters,
+        compression=Compression(
+            target=config.embedding.compression,
+            actual=4 * size.parameters.embedding_full / size.embedding_stored_bytes,
+        ),
+        embedding_stored_bytes=size.embedding_stored_bytes,
+        bytes_per_rank=held,
+    )
+
+
+def count_held_bytes(model: nn.Module, optimizer: CombinedOptimizer, size: ModelSize, ranks: Ranks) -> BytesPerRank:
+    """Return the bytes that each rank really holds of a placed model and its optimizer's state. Collective."""
+    return BytesPerRank(
+        embedding=gather(embedding_bytes(model, size.embedding_names), ranks),
+        embedding_optimizer=gather(embedding_state_bytes(optimizer, size.embedding_names), ranks),
+        dense=4 * size.parameters.dense,
+    )
 
 
 def embedding_bytes(model: nn.Module, embedding_names: Iterable[str]) -> int:

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from recsys.profile.timing import WindowTiming
 from recsys.runs.metrics import (
     COMPUTE_MS,
     EXPOSED_COMM_MS,
@@ -26,6 +25,8 @@ from recsys.runs.metrics import (
     quality_name,
 )
 from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import RunSummary
+from recsys.runs.window_timing import WindowTiming
 from recsys.train.time_figure import draw_window
 
 _SCALARS = {
@@ -104,13 +105,13 @@ class Recorder:
             listed = "\n".join(f"- `{self.run_dir.path}/profile/{name}`" for name in traces)
             self._writer.add_text("traces", f"For Perfetto or another viewer of traces:\n\n{listed}", step)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: RunSummary) -> None:
         if self.enabled:
             self.run_dir.write_summary(summary)
 
-    def keep_summary(self, summary: Mapping[str, Any]) -> None:
+    def keep_summary(self, summary: RunSummary) -> None:
         """Writes how far a run came that is about to end, unless another rank has already said why it ends."""
-        if self.enabled and self.run_dir.read_summary()["status"] == "running":
+        if self.enabled and self.run_dir.read_summary().status == "running":
             self.run_dir.write_summary(summary)
 
     def write_hparams(self, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from recsys.profile.timing import WindowTiming
+from recsys.runs.window_timing import WindowTiming
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,12 +8,13 @@ values that all ranks share, so ranks always leave the loop together.
 import math
 import resource
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 from torch import nn
 from torchrec.datasets.utils import Batch
 from torchrec.optim.keyed import CombinedOptimizer
@@ -33,6 +34,8 @@ from recsys.runs.metrics import (
     quality_name,
 )
 from recsys.runs.ranks import Ranks, gather, on_first_rank
+from recsys.runs.summary import RunFacts, RunSummary, Status, Target
+from recsys.runs.window_timing import WindowTiming
 from recsys.train.assemble import TrainStep, build_batches
 from recsys.train.checkpoint import BEST, Checkpoints
 from recsys.train.clocks import StepTimer, StepTimes, Stopwatch
@@ -40,15 +43,14 @@ from recsys.train.evaluate import collect_scores, measure
 from recsys.train.recorder import Recorder
 
 
-@dataclass
-class Progress:
+class Progress(BaseModel):
     """What the trainer must know to go on: kept in checkpoints, the same on every rank."""
 
     step: int = 0
     train_time_s: float = 0.0
     evaluation_time_s: float = 0.0
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    profiles: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, int | float]] = []
+    profiles: list[WindowTiming] = []
 
 
 class Trainer:
@@ -63,7 +65,7 @@ class Trainer:
         checkpoints: Checkpoints,
         recorder: Recorder,
         ranks: Ranks,
-        facts: dict[str, Any],
+        facts: RunFacts,
     ) -> None:
         """facts: what is known of the run before training, the constant part of its summary."""
         self.config, self.dataset, self.model, self.optimizer = config, dataset, model, optimizer
@@ -151,9 +153,9 @@ class Trainer:
                 self.model, MODELS[self.config.model.architecture].PHASES, self.ranks, load=lambda: next(batches),
                 train=train, num_steps=self.config.profile.steps, trace=trace, step=first,
             )  # fmt: skip
-            self.progress.profiles.append(window.to_json())
+            self.progress.profiles.append(window)
         means = [times.summary() for times in (self.step_times, self.data_times)]
-        self.watch.credit(1e-3 * len(losses) * sum(mean["mean"] for mean in means if mean))
+        self.watch.credit(1e-3 * len(losses) * sum(mean.mean for mean in means if mean and mean.mean))
         self.recorder.record_window(self._position(), window)
         return losses
 
@@ -177,7 +179,7 @@ class Trainer:
     def _resume(self) -> None:
         newest = self.checkpoints.newest() if self.config.checkpoint.resume == "auto" else None
         if newest is not None:
-            self.progress = Progress(**self.checkpoints.load(newest, self.model, self.optimizer))
+            self.progress = Progress.model_validate(self.checkpoints.load(newest, self.model, self.optimizer))
         self.watch = Stopwatch(self.ranks.device, self.progress.train_time_s)
         self.recorder.write_summary(self.summary("running", None))  # before any record: a run that is ended has both
         self.recorder.start(self.total_steps, self.progress.step)
@@ -186,9 +188,9 @@ class Trainer:
         with self.watch.paused():
             self.progress.train_time_s = self.watch.read_s()
             # Rank 0's clock is everyone's: the state is the same whichever rank reads it back.
-            self.checkpoints.save(name, self.model, self.optimizer, asdict(self.progress))
+            self.checkpoints.save(name, self.model, self.optimizer, self.progress.model_dump())
 
-    def _position(self) -> dict[str, float]:
+    def _position(self) -> dict[str, Any]:
         step = self.progress.step
         return {
             "step": step,
@@ -231,7 +233,7 @@ class Trainer:
         with self.watch.paused():
             clock = Stopwatch(self.ranks.device)
             clock.start()
-            found: dict[str, float] = {}
+            found: dict[str, int | float] = {}
             rows = self.config.evaluation.global_batch_size
             scores = None
             for split in self.splits:
@@ -271,66 +273,66 @@ class Trainer:
             return "time_budget"
         return None
 
-    def _best(self) -> dict[str, float] | None:
+    def _best(self) -> dict[str, int | float] | None:
         return min(self.progress.evaluations, key=lambda e: e[f"{self.selecting_split}_log_loss"], default=None)
 
     def _evaluations_since_best(self) -> int:
         best = self._best()
         return len(self.progress.evaluations) - 1 - self.progress.evaluations.index(best) if best else 0
 
-    def _target_reached(self) -> dict[str, float] | None:
+    def _target_reached(self) -> dict[str, Any] | None:
         target = self.config.training.target_auc
         if target is None:
             return None
         return next((e for e in self.progress.evaluations if e[f"{self.selecting_split}_auc"] >= target), None)
 
-    def summary(self, status: str, reason: str | None) -> dict[str, Any]:
-        """The run in one object, from the facts known beforehand and what was measured so far."""
+    def summary(self, status: Status, reason: str | None) -> RunSummary:
+        """The run as far as it has come: the facts known beforehand, and what was measured."""
         evaluations = self.progress.evaluations
         position = self._position()
-        time_s = position.pop("time_s")
-        reached = self._target_reached()
-        target = self.config.training.target_auc
-        return {
-            **self.facts,
-            "status": status,
-            "stop_reason": reason,
-            "steps": position["step"],
-            "samples": position["samples"],
-            "epochs": position["epoch"],
-            "train_time_s": time_s,
-            "evaluation_time_s": self.progress.evaluation_time_s,
-            "step_ms": self.step_times.summary(),
-            "data_ms": self.data_times.summary(),
-            "samples_per_s": position["samples"] / time_s if time_s else None,
-            "profiles": self.progress.profiles,
-            "peak_memory_gib": self.peak_gib,
-            "test_positives": evaluations[-1]["test_positives"] if evaluations else None,
-            "selected_on": self.selecting_split,
-            "best": self._best(),
-            "last": evaluations[-1] if evaluations else None,
-            "target": target and {
-                "auc": target,
-                "split": self.selecting_split,
-                "time_s": reached and reached["time_s"],
-                "samples": reached and reached["samples"],
-                "epochs": reached and reached["epoch"],
-            },
-        }  # fmt: skip
+        return RunSummary(
+            **dict(self.facts),
+            status=status,
+            stop_reason=reason,
+            steps=position["step"],
+            samples=position["samples"],
+            epochs=position["epoch"],
+            train_time_s=position["time_s"],
+            evaluation_time_s=self.progress.evaluation_time_s,
+            step_ms=self.step_times.summary(),
+            data_ms=self.data_times.summary(),
+            samples_per_s=position["samples"] / position["time_s"] if position["time_s"] else None,
+            profiles=self.progress.profiles,
+            peak_memory_gib=self.peak_gib,
+            test_positives=int(evaluations[-1]["test_positives"]) if evaluations else None,
+            selected_on=self.selecting_split,
+            best=self._best(),
+            last=evaluations[-1] if evaluations else None,
+            target=self._target(),
+        )
+
+    def _target(self) -> Target | None:
+        auc = self.config.training.target_auc
+        if auc is None:
+            return None
+        split, reached = self.selecting_split, self._target_reached() or {}
+        position = {"time_s": reached.get("time_s"), "samples": reached.get("samples"), "epochs": reached.get("epoch")}
+        return Target.model_validate({"auc": auc, "split": split, **position})
 
     def _hparams(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What sets this run apart, and its best figures, for TensorBoard's table of runs."""
         best, step_ms = self._best(), self.step_times.summary()
         assert best is not None
         optimizer = self.config.optimizer
+        facts = ("method", "placement", "world_size", "global_batch_size", "seed")
         parameters = {
             "compression": self.config.embedding.compression,
             "embedding_learning_rate": optimizer.embedding_learning_rate,
             "dense_learning_rate": optimizer.dense_learning_rate,
-            **{name: self.facts[name] for name in ("method", "placement", "world_size", "global_batch_size", "seed")},
+            **{name: getattr(self.facts, name) for name in facts},
         }
         metrics = {f"best/{name}": best[name] for name in ("test_auc", "test_log_loss")}
-        return parameters, metrics | ({"best/step_p50_ms": step_ms["p50"]} if step_ms else {})
+        return parameters, metrics | ({"best/step_p50_ms": step_ms.p50} if step_ms else {})
 
 
 def peak_gib(device: torch.device) -> float:

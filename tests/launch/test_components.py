@@ -141,7 +141,7 @@ def test_the_line_of_a_job_runs_without_torchx(tmp_path):
         env=os.environ | app.roles[0].env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert RunDir(tmp_path / "debug").read_summary()["status"] == "finished"
+    assert RunDir(tmp_path / "debug").read_summary().status == "finished"
     assert RunDir(tmp_path / "debug").read_environment()["world_size"] == 2
 
 

@@ -37,11 +37,11 @@ def test_a_method_that_loses_nothing_starts_where_the_full_tables_were_best(tmp_
 
     full, fitted = (RunDir(tmp_path / "runs" / name) for name in ("full_s0", "hashed_fitted_s0"))
     assert (full.checkpoints / "best").is_dir()
-    best = full.read_summary()["best"]
+    best = full.read_summary().best
     records = [json.loads(line) for line in (fitted.path / "metrics.jsonl").read_text().splitlines()]
     assert records[0]["step"] == 0
     assert records[0]["quality/test_log_loss"] == pytest.approx(best["test_log_loss"], abs=1e-6)
-    assert fitted.read_summary()["best"]["validation_log_loss"] <= best["validation_log_loss"] + 1e-6
+    assert fitted.read_summary().best["validation_log_loss"] <= best["validation_log_loss"] + 1e-6
 
 
 def test_a_source_that_is_no_trained_run_is_refused(tmp_path, capsys):

@@ -37,10 +37,10 @@ def test_three_runs_a_table_and_a_page(tmp_path):
     done = demo("--runs", tmp_path, *SMALL)
     assert done.returncode == 0, done.stderr
     summaries = [RunDir(tmp_path / name).read_summary() for name in RUNS]
-    assert [s["status"] for s in summaries] == ["finished"] * 3
-    assert len({s["data_fingerprint"] for s in summaries}) == 1
+    assert [s.status for s in summaries] == ["finished"] * 3
+    assert len({s.data_fingerprint for s in summaries}) == 1
     # Two ranks and one process see the same global batches: ROBE's two runs end at the same quality.
-    assert summaries[1]["best"]["test_log_loss"] == pytest.approx(summaries[2]["best"]["test_log_loss"], rel=1e-4)
+    assert summaries[1].best["test_log_loss"] == pytest.approx(summaries[2].best["test_log_loss"], rel=1e-4)
     page = (tmp_path / "report.html").read_text()
     for name in RUNS:
         assert name in done.stdout
@@ -72,8 +72,8 @@ def test_interrupting_ends_the_job_and_leaves_a_valid_run(tmp_path):
     ended = interrupt(command, lambda: any(run_dir.records()))
     assert (ended.status, ended.said.splitlines()[-1]) == (130, "interrupted")
     summary = run_dir.read_summary()
-    assert summary["status"] == "interrupted"
-    assert summary["steps"] >= 20
+    assert summary.status == "interrupted"
+    assert summary.steps >= 20
     assert not (tmp_path / RUNS[1]).exists()
     assert ended.left == []
 

@@ -126,8 +126,8 @@ def finished(slurm):
 @pytest.mark.parametrize(("config", "placement"), [("demo/sharded", "shard"), ("demo/robe", "replicate")])
 def test_both_setups_run_over_two_nodes(slurm, finished, config, placement):
     summary = RunDir(slurm.runs / config.replace("/", "_")).read_summary()
-    assert (summary["status"], summary["world_size"], summary["placement"]) == ("finished", 2, placement)
-    assert summary["steps"] == 200
+    assert (summary.status, summary.world_size, summary.placement) == ("finished", 2, placement)
+    assert summary.steps == 200
 
 
 def test_the_trackers_know_the_jobs_by_their_handles(slurm, finished):
@@ -155,15 +155,15 @@ def test_a_sweep_runs_as_jobs_and_tells_what_failed(slurm):
     assert "1 of 2 runs are finished" in said, said + slurm.logs()
     assert re.search(r"failed: slurm://torchx/\d+ failed: .*the training loss is nan", said), said
     summary = RunDir(slurm.runs / "swept/demo_robe_embedding_learning_rate3_s0").read_summary()
-    assert (summary["status"], summary["world_size"], summary["steps"]) == ("finished", 2, 200)
+    assert (summary.status, summary.world_size, summary.steps) == ("finished", 2, 200)
 
 
 def test_a_job_that_fails_is_failed_and_its_run_directory_says_why(slurm):
     job = slurm.train("compressed", "demo/robe", "run.name=diverging", "optimizer.embedding_learning_rate=1e30")
     assert slurm.wait(job) == "FAILED", slurm.logs()
     summary = RunDir(slurm.runs / "diverging").read_summary()
-    assert summary["status"] == "failed"
-    assert "lower optimizer.embedding_learning_rate" in summary["error"]["message"]
+    assert summary.status == "failed"
+    assert "lower optimizer.embedding_learning_rate" in summary.error.message
 
 
 def test_a_job_that_was_killed_starts_again_and_continues_from_its_checkpoint(slurm):
@@ -176,10 +176,10 @@ def test_a_job_that_was_killed_starts_again_and_continues_from_its_checkpoint(sl
     slurm.command("scancel", "--signal=KILL", f"{job_id(job)}.0")
     reason = ["squeue", "--noheader", f"--jobs={job_id(job)}", "--format=%r"]
     slurm.wait_until(lambda: "BeginTime" in slurm.command(*reason))
-    assert run_dir.read_summary()["status"] in ("running", "interrupted")
+    assert run_dir.read_summary().status in ("running", "interrupted")
     # Slurm waits for two minutes lest the end of the first attempt be taken for that of the second: look instead.
     slurm.wait_until(lambda: not slurm.cluster.answers("pgrep", "slurmstepd"))
     slurm.command("scontrol", "update", f"JobId={job_id(job)}", "StartTime=now")
     assert slurm.wait(job) == "SUCCEEDED", slurm.logs()
-    assert (run_dir.read_summary()["status"], run_dir.read_summary()["steps"]) == ("finished", 1000)
+    assert (run_dir.read_summary().status, run_dir.read_summary().steps) == ("finished", 1000)
     assert first.stat().st_mtime_ns == written

@@ -39,7 +39,7 @@ def cell(root, name, *overrides):
 
 
 def best(outcome):
-    return outcome.run_dir.read_summary()["best"]["test_log_loss"]
+    return outcome.run_dir.read_summary().best["test_log_loss"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_finished_run_of_another_config_is_in_the_way(swept, workers):
     allowed = Cell(changed.config, (*changed.overrides, "run.overwrite=true"), "again")
     (outcome,) = run_cells([allowed], workers)
     assert outcome.seconds > 0
-    assert outcome.run_dir.read_summary()["epochs"] == 0.5
+    assert outcome.run_dir.read_summary().epochs == 0.5
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_killed_process_is_replaced_and_its_run_goes_on_from_its_checkpoint(tm
         killed, after = run_cells([long, cell(tmp_path, "after")], workers)
         killer.join()
         assert killed.error == "its process was killed by SIGKILL (out of memory?)"
-        assert killed.run_dir.read_summary()["error"]["message"] == killed.error
+        assert killed.run_dir.read_summary().error.message == killed.error
         assert after.error is None
         first_record = next(killed.run_dir.records())
         (idle,) = workers._idle
@@ -139,7 +139,7 @@ def test_a_killed_process_is_replaced_and_its_run_goes_on_from_its_checkpoint(tm
         idle.process.join()
         (resumed,) = run_cells([long], workers)
     assert resumed.error is None
-    assert resumed.run_dir.read_summary()["steps"] == 400
+    assert resumed.run_dir.read_summary().steps == 400
     assert next(resumed.run_dir.records()) == first_record
 
 

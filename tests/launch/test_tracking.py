@@ -14,6 +14,7 @@ from torchx.tracker.backend.fsspec import create
 from configs.load import flatten
 from launch.tracking import figures, track_end, track_start
 from recsys.runs.run_dir import RunDir
+from tests.recsys.runs.summaries import summary_of
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001"]
@@ -33,15 +34,14 @@ def run_dir(tmp_path):
     run_dir = RunDir(tmp_path / "run")
     run_dir.create("", {}, resume=False)
     run_dir.write_summary(
-        {
-            "status": "finished",
-            "stop_reason": "epochs",
-            "best": {"test_auc": 0.75, "test_log_loss": 0.5},
-            "step_ms": {"p50": 2.0},
-            "samples_per_s": 100.0,
-            "train_time_s": 3.0,
-            "peak_memory_gib": [1.0, 2.0],
-        }
+        summary_of(
+            stop_reason="epochs",
+            best={"test_auc": 0.75, "test_log_loss": 0.5},
+            step_ms={"p50": 2.0, "p95": 3.0},
+            samples_per_s=100.0,
+            train_time_s=3.0,
+            peak_memory_gib=[1.0, 2.0],
+        )
     )
     return run_dir
 
@@ -90,7 +90,7 @@ def test_config_figures_and_files_are_recorded(monkeypatch, tmp_path, run_dir):
 
 def test_what_was_not_measured_is_left_out(run_dir):
     unmeasured = {"best": None, "step_ms": None, "samples_per_s": None, "peak_memory_gib": []}
-    found = figures(run_dir.read_summary() | unmeasured)
+    found = figures(run_dir.read_summary().model_copy(update=unmeasured))
     assert found == {"status": "finished", "stop_reason": "epochs", "time/train_s": 3.0}
 
 
@@ -125,7 +125,7 @@ def test_a_run_goes_on_when_its_tracker_fails(monkeypatch, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "warning: the start of the run is not tracked" in done.stderr
-    assert RunDir(tmp_path / "debug").read_summary()["status"] == "finished"
+    assert RunDir(tmp_path / "debug").read_summary().status == "finished"
 
 
 def torchx(directory, *arguments):
@@ -156,7 +156,7 @@ def test_torchx_finds_a_job_that_was_run_as_torchxconfig_says(tmp_path):
     run_dir = RunDir(tmp_path / "runs/debug")
     shown = {key: value for key, _, value in (line.partition(" ") for line in listed.splitlines())}
     assert set(flatten(run_dir.read_config())) < set(shown)
-    assert float(shown["quality/test_auc"]) == run_dir.read_summary()["best"]["test_auc"]
+    assert float(shown["quality/test_auc"]) == run_dir.read_summary().best["test_auc"]
     assert f"{run_dir.path}/summary.json" in torchx(tmp_path, "tracker", "list", "artifacts", job)
     # One entry for the start and one for the end: the second rank recorded nothing.
     entries = [json.loads(path.read_text()) for path in tmp_path.glob("runs/.torchx/tracker/*/metadata/*")]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import Failure
 from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,14 +59,14 @@ def test_the_error_of_the_first_failing_rank_is_what_the_user_sees(tmp_path, con
     assert f"rank      : {rank} " in root_cause
     assert "ZeroDivisionError: the planted fault" in root_cause
     summary = RunDir(tmp_path / config.replace("/", "_")).read_summary()
-    assert summary["status"] == "failed"
-    assert summary["error"] == {"rank": rank, "message": "ZeroDivisionError: the planted fault"}
+    assert summary.status == "failed"
+    assert summary.error == Failure(rank=rank, message="ZeroDivisionError: the planted fault")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_advice(tmp_path):
     done = run("demo/robe", tmp_path, fault="0:7:nan", script=FAULTY, check=False)
     assert done.returncode != 0
-    message = RunDir(tmp_path / "demo_robe").read_summary()["error"]["message"]
+    message = RunDir(tmp_path / "demo_robe").read_summary().error.message
     assert "training loss is nan" in message
     assert "at step 8, batch 8 of epoch 1" in message
     assert "learning_rate" in message
@@ -87,7 +88,7 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path):
 
     # The loss record at step 15 covers steps 11 to 15 in one run and 13 to 15 in the resumed one.
     assert numbers(killed)[-2:] == numbers(whole)[-2:]
-    assert killed.read_summary()["best"]["test_auc"] == whole.read_summary()["best"]["test_auc"]
+    assert killed.read_summary().best["test_auc"] == whole.read_summary().best["test_auc"]
     assert [r["step"] for r in killed.records()] == [r["step"] for r in whole.records()]
 
 
@@ -103,7 +104,7 @@ def test_a_checkpoint_is_continued_on_another_number_of_ranks(tmp_path):
     run("demo/sharded", tmp_path, *keys, "training.max_steps=10")
     run("demo/sharded", tmp_path, *keys, "parallelism.world_size=1", "run.overwrite=true", ranks=1)
     run("demo/sharded", tmp_path, "run.name=whole")
-    moved, whole = (RunDir(tmp_path / name).read_summary()["best"]["test_log_loss"] for name in ("moved", "whole"))
+    moved, whole = (RunDir(tmp_path / name).read_summary().best["test_log_loss"] for name in ("moved", "whole"))
     assert moved == pytest.approx(whole, rel=1e-5)
 
 
@@ -111,7 +112,7 @@ def test_interrupting_ends_all_ranks_and_leaves_a_valid_run(tmp_path):
     run_dir = RunDir(tmp_path / "demo_sharded")
     ended = interrupt(command("demo/sharded", tmp_path, "training.epochs=1000"), lambda: any(run_dir.records()))
     assert ended.status != 0
-    assert run_dir.read_summary()["status"] == "interrupted"
+    assert run_dir.read_summary().status == "interrupted"
     assert list(run_dir.records())
     assert len(ended.family) >= 2
     assert ended.left == []
@@ -136,20 +137,20 @@ def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
     done = run("demo/robe_single", tmp_path, *keys, ranks=1, check=False)
     assert done.returncode != 0
     assert "holds a finished run" in done.stderr
-    assert RunDir(tmp_path / "demo_robe_single").read_summary()["status"] == "finished"
+    assert RunDir(tmp_path / "demo_robe_single").read_summary().status == "finished"
 
 
 def test_a_run_leaves_everything_a_comparison_needs(tmp_path):
     run("demo/robe", tmp_path, "training.target_auc=0.51", "logging.tensorboard=true", "embedding.compression=999.7")
     run_dir = RunDir(tmp_path / "demo_robe")
     summary = run_dir.read_summary()
-    assert (summary["status"], summary["stop_reason"], summary["steps"]) == ("finished", "epochs", STEPS)
-    parameters = summary["parameters"]
-    assert summary["compression"]["obtained"] == parameters["embedding_full"] / parameters["embedding"] > 999.7
-    assert summary["bytes_per_rank"]["embedding"] == [4 * summary["parameters"]["embedding"]] * 2
-    assert len(summary["peak_memory_gib"]) == 2
-    assert summary["target"]["samples"] in (2000, 4000)
-    assert summary["best"]["test_rows"] == 600
+    assert (summary.status, summary.stop_reason, summary.steps) == ("finished", "epochs", STEPS)
+    parameters = summary.parameters
+    assert summary.compression.actual == parameters.embedding_full / parameters.embedding > 999.7
+    assert summary.bytes_per_rank.embedding == [4 * summary.parameters.embedding] * 2
+    assert len(summary.peak_memory_gib) == 2
+    assert summary.target.samples in (2000, 4000)
+    assert summary.best["test_rows"] == 600
     assert [r["step"] for r in run_dir.records() if "quality/test_auc" in r] == [10, 20]
     environment = run_dir.read_environment()
     assert environment["packages"]["torch"]
@@ -157,4 +158,4 @@ def test_a_run_leaves_everything_a_comparison_needs(tmp_path):
     assert run_dir.read_config()["training"]["target_auc"] == 0.51
     assert "rank 1 bytes" in run_dir.read_plan()
     assert list(run_dir.path.glob("events.out.*"))
-    assert json.loads((run_dir.path / "summary.json").read_text()) == summary
+    assert json.loads((run_dir.path / "summary.json").read_text()) == summary.model_dump()

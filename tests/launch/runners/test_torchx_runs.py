@@ -45,9 +45,9 @@ def test_runs_of_one_rank_and_of_two_in_one_sweep(tmp_path):
     assert [outcome.error for outcome in outcomes[1:]] == [None, None]
     assert outcomes[0].error.startswith("FloatingPointError: the training loss is nan at step 2, batch 2 of epoch 1:")
     summaries = [outcome.run_dir.read_summary() for outcome in outcomes]
-    assert [s["world_size"] for s in summaries] == [2, 1, 2]
-    assert summaries[0]["status"] == "failed"
-    assert summaries[2]["best"]["test_log_loss"] == pytest.approx(summaries[1]["best"]["test_log_loss"], rel=1e-4)
+    assert [s.world_size for s in summaries] == [2, 1, 2]
+    assert summaries[0].status == "failed"
+    assert summaries[2].best["test_log_loss"] == pytest.approx(summaries[1].best["test_log_loss"], rel=1e-4)
     assert [outcome.seconds for outcome in again] == [None, None]
     assert list(find_log(outcomes[2].run_dir).glob("**/stderr.log"))
     assert find_log(outcomes[1].run_dir).name == "log.txt"
@@ -62,7 +62,7 @@ def test_interrupting_a_sweep_of_jobs_ends_their_ranks(tmp_path):
     ended = interrupt(command, lambda: any(run_dir.records()))
     assert ended.status == 130
     assert ended.said.splitlines()[-1] == "interrupted: the same command goes on from here"
-    assert run_dir.read_summary()["status"] == "interrupted"
+    assert run_dir.read_summary().status == "interrupted"
     assert len(ended.family) >= 3, "torchrun and two ranks"
     assert ended.left == []
 

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.profile.intervals import EMPTY, union
-from recsys.profile.timing import Joined, WindowTiming, collectives_by_step, join, time_rank
+from recsys.profile.timing import Joined, collectives_by_step, join, time_rank
 from recsys.profile.trace import RankTrace
 from recsys.profile.trace_spans import Collective
+from recsys.runs.window_timing import WindowTiming
 
 
 def collective(start, end, kind="all_reduce", size=0, group=""):

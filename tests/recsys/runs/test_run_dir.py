@@ -3,6 +3,8 @@ import json
 import pytest
 
 from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import Failure
+from tests.recsys.runs.summaries import summary_of
 
 
 @pytest.fixture
@@ -12,7 +14,7 @@ def run_dir(tmp_path):
 
 def finished(run_dir, status="finished"):
     run_dir.create("[run]\n", {}, resume=True)
-    run_dir.write_summary({"status": status})
+    run_dir.write_summary(summary_of(status))
     for step in (10, 20, 30):
         run_dir.append_record({"step": step})
 
@@ -27,7 +29,7 @@ def test_a_finished_run_is_kept_unless_asked_and_others_may_go(run_dir):
     run_dir.check_free(overwrite=False, resume=True)  # there is something to continue from
     with pytest.raises(ValueError, match=r"run\.overwrite=true"):
         run_dir.check_free(overwrite=False, resume=False)
-    run_dir.write_summary({"status": "failed"})
+    run_dir.write_summary(summary_of("failed"))
     run_dir.check_free(overwrite=False, resume=False)
 
 
@@ -47,17 +49,19 @@ def test_a_new_run_finds_nothing_of_an_old_one_but_what_it_continues(run_dir, re
 
 def test_the_first_rank_to_say_how_it_ended_is_believed(run_dir):
     finished(run_dir, "running")
-    run_dir.mark_ended("failed", 1, "the cause")
-    run_dir.mark_ended("failed", 0, "connection closed by peer")
-    assert run_dir.read_summary()["error"] == {"rank": 1, "message": "the cause"}
+    run_dir.mark_ended("failed", Failure(rank=1, message="the cause"))
+    run_dir.mark_ended("failed", Failure(rank=0, message="connection closed by peer"))
+    summary = run_dir.read_summary()
+    assert (summary.status, summary.stop_reason) == ("failed", "failed")
+    assert summary.error == Failure(rank=1, message="the cause")
 
 
 def test_marking_the_end_of_a_run_that_never_began_or_has_finished_changes_nothing(run_dir):
-    run_dir.mark_ended("failed", 0, "too early")
+    run_dir.mark_ended("failed", Failure(rank=0, message="too early"))
     assert not run_dir.exists()
     finished(run_dir)
-    run_dir.mark_ended("interrupted", 0, "too late")
-    assert run_dir.read_summary() == {"status": "finished"}
+    run_dir.mark_ended("interrupted", Failure(rank=0, message="too late"))
+    assert run_dir.read_summary() == summary_of("finished")
 
 
 def test_records_survive_a_crash_in_the_middle_of_a_line(run_dir):

@@ -185,6 +185,12 @@ class FallingIds:
     num_embeddings = SIZES
     dense_names = ("x", "y")
 
+    def best_possible(self):
+        return None
+
+    def fingerprint(self):
+        return "falling"
+
     def num_rows(self, split):
         return 200
 
@@ -202,5 +208,5 @@ def test_id_counts_reach_the_first_order_tables_too(one_rank, architecture):
     )
     assembly = assemble(config, FallingIds(), Ranks(0, 1, CPU))  # type: ignore[arg-type]
     width = config.model.embedding_dim + (architecture == "deepfm")
-    assert assembly.size["parameters"]["embedding_full"] == sum(SIZES) * width
-    assert assembly.size["compression"]["obtained"] == pytest.approx(2, rel=0.05)
+    assert assembly.facts.parameters.embedding_full == sum(SIZES) * width
+    assert assembly.facts.compression.actual == pytest.approx(2, rel=0.05)
