@@ -7,6 +7,7 @@ from launch import cli
 SECTIONS = {
     "Train and compare": {
         "train": "launch.train",
+        "compare": "launch.compare",
     },
 }
 HIDDEN: dict[str, str] = {}

@@ -10,6 +10,7 @@ working needs (torch above all) inside its function: so `--help` answers at once
 """
 
 import functools
+import math
 import os
 import select
 import signal
@@ -98,12 +99,12 @@ class _EndsAlike(click.Command):
 class Command(_EndsAlike):
     """A command whose function returns its status, None where all went well.
 
-    when_interrupted: what becomes of the work, appended to the word "interrupted".
+    when_interrupted: what becomes of the work, appended to the word "interrupted". examples: lines of its help.
     """
 
-    def __init__(self, *args: Any, when_interrupted: str = "", **attributes: Any) -> None:
+    def __init__(self, *args: Any, when_interrupted: str = "", examples: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.when_interrupted = when_interrupted
+        self.when_interrupted, self.examples = when_interrupted, tuple(examples)
 
     def invoke(self, ctx: click.Context) -> Any:
         # A cluster's or a container's way to ask for an end leaves the same state as Ctrl-C.
@@ -190,10 +191,10 @@ def command(
 ) -> Callable[[Callable[..., Any]], Command]:
     """Make a function a command. description: its help, a module's docstring. summary: its line in the group's help.
 
-    examples: command lines without the program's name, shown below the options; notes: a paragraph below them.
+    examples: what follows the command's name, with a # before a remark. notes: a paragraph below them.
     """
-    shown = [f"  pss-bench {name} {example}".rstrip() for example in examples]
-    paragraphs = ["\n".join(["\b", "Examples:", *shown])] if shown else []
+    shown = [f"pss-bench {name} {example}".rstrip() for example in examples]
+    paragraphs = ["\n  ".join(["\b\nExamples:", *shown])] if shown else []
     return click.command(
         name.rpartition(" ")[2],
         cls=Command,
@@ -201,6 +202,7 @@ def command(
         short_help=summary,
         epilog="\n\n".join([*paragraphs, *filter(None, [notes])]),
         context_settings=_SETTINGS,
+        examples=shown,
         **attributes,
     )
 
@@ -232,6 +234,19 @@ class CommaList(click.ParamType):
         if len(set(values)) < len(values):
             self.fail(f"{value}: a value is given twice", param, ctx)
         return values
+
+
+class FiniteFloat(click.FloatRange):
+    """A number within bounds, neither nan nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value}: a finite number is expected", param, ctx)
+        return number
+
+
+AUC = FiniteFloat(0.5, 1.0, min_open=True, max_open=True)
 
 
 class Override(click.ParamType):
@@ -273,22 +288,22 @@ def split_items(items: Sequence[str]) -> tuple[list[str], list[str]]:
     return [item for item in items if "=" not in item], [item for item in items if "=" in item]
 
 
-def json_option(what: str = "print the figures as JSON instead of the table") -> Decorator:
+def json_option(what: str = "Print the figures as JSON instead of the table.") -> Decorator:
     """Add `--json`, passed as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=what)
 
 
-def output_option(default: str | None = None, text: str = "directory of what is written") -> Decorator:
+def output_option(default: str | None = None, text: str = "Directory of what is written.") -> Decorator:
     """Add `--output`, passed as a Path, or None without a default."""
     return click.option("--output", type=OutputDirectory(), default=default, metavar="DIR", help=text)
 
 
-def seeds_option(default: str | None = "0", text: str = "values of run.seed") -> Decorator:
+def seeds_option(default: str | None = "0", text: str = "Values of run.seed.") -> Decorator:
     """Add `--seeds`, passed as a tuple of ints, or None without a default."""
     return click.option("--seeds", type=CommaList(click.IntRange(min=0)), default=default, help=text)
 
 
-def jobs_option(text: str = "runs at a time (default: cores / threads of a run)") -> Decorator:
+def jobs_option(text: str = "Runs at a time (default: cores / threads of a run).") -> Decorator:
     """Add `--jobs`, passed as an int or None."""
     return click.option("--jobs", type=int, metavar="N", help=text)
 
@@ -310,19 +325,21 @@ class RunsPlace:
 def runs_place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say where runs are made, passed together as `place`."""
 
-    @jobs_option("runs at a time (default: what the cores hold; on a cluster, what it takes)")
+    @jobs_option("Runs at a time (default: what the cores hold; on a cluster, what it takes).")
     @click.option(
         "--scheduler",
         metavar="NAME",
-        help="make every run a torchx job there: slurm, kubernetes, ... or local_cwd; its options: .torchxconfig",
+        help="Make every run a torchx job there: slurm, kubernetes, ... or local_cwd; its options: .torchxconfig.",
     )
-    @click.option("--ranks-per-node", type=int, metavar="N", help="of jobs with --scheduler (default: all on one node)")
+    @click.option(
+        "--ranks-per-node", type=int, metavar="N", help="Of jobs with --scheduler (default: all on one node)."
+    )
     @click.option(
         "--job",
         "job_options",
         multiple=True,
         metavar="OPTION=VALUE",
-        help="option of the component with --scheduler, such as memMB=64000 or gpu=8; may be given repeatedly",
+        help="Option of the component with --scheduler, such as memMB=64000 or gpu=8; may be given repeatedly.",
     )
     @functools.wraps(function)
     def with_place(**given: Any) -> Any:

@@ -98,7 +98,7 @@ def compressed(
 
 def compare(
     runs: str,
-    output: str = "report.html",
+    output: str = ".",
     image: str = "",
     memMB: int = 2048,
     mounts: str = "",
@@ -107,7 +107,7 @@ def compare(
 
     Args:
         runs: run directories, separated by commas, such as runs/a,runs/b
-        output: where the page goes
+        output: directory of the page, report.html
         image: image that holds the project and its packages, for schedulers that use images
         memMB: memory in MB
         mounts: type=volume,src=<claim>,dst=<path> and the like, for schedulers that use images

@@ -50,7 +50,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    compare.main([*(str(run_dir.path) for run_dir in run_dirs), "--output", str(Path(arguments.runs) / "report.html")])
+    paths = [str(run_dir.path) for run_dir in run_dirs]
+    compare.main([*paths, "--output", arguments.runs], standalone_mode=False)
     print(f"TensorBoard: tensorboard --logdir {arguments.runs}")
 
 

@@ -1,7 +1,9 @@
 """What all commands share: a help that loads nothing heavy, lists, overrides, and how a command ends."""
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,6 +61,20 @@ def test_every_command_is_listed_with_a_line_of_its_own():
     for name, module in main.modules.items():
         line = next(line for line in text.splitlines() if line.startswith(f"  {name} "))
         assert line.split(maxsplit=1)[1].endswith("."), f"{module}: its summary is cut or no sentence"
+
+
+@pytest.mark.parametrize("words", [words for words, module in commands() if module], ids=" ".join)
+def test_every_example_of_a_help_is_one_of_this_command_that_it_takes(words):
+    context, command = click.Context(main), main
+    for word in words:
+        command = command.get_command(context, word)
+    assert command.examples
+    for example in command.examples:
+        line, _, _ = example.partition(" | ")
+        program, *given = shlex.split(line, comments=True)
+        assert [program, *given[: len(words)]] == ["pss-bench", *words]
+        with contextlib.suppress(click.exceptions.Exit):
+            command.make_context(words[-1], given[len(words) :])
 
 
 def test_a_command_that_does_not_exist_is_told_with_the_one_that_was_meant(capsys):

@@ -95,7 +95,7 @@ def submitted(component, scheduler):
     """What the scheduler would be sent."""
     mounts = "type=volume,src=runs,dst=/runs"
     if component == "compare":
-        app = components.compare("/runs/a,/runs/b", "/runs/report.html", image="registry/image:1", mounts=mounts)
+        app = components.compare("/runs/a,/runs/b", "/runs/compared", image="registry/image:1", mounts=mounts)
     else:
         app = getattr(components, component)(
             "run.dir=/runs",

@@ -116,7 +116,7 @@ def finished(slurm):
     sharded = slurm.train("baseline", "demo/sharded", options=["--rdzv_port", "29501"])
     robe = slurm.train("compressed", "demo/robe", options=["--rdzv_port", "29502"])
     after = f"--dependency=afterok:{job_id(sharded)}:{job_id(robe)}"
-    report = "python -m launch.compare runs/demo_sharded runs/demo_robe --output after.html"
+    report = "python -m launch.compare runs/demo_sharded runs/demo_robe --output after"
     waiting = slurm.command("sbatch", "--parsable", after, "--wrap", report).strip()
     assert "Dependency" in slurm.command("squeue", "--noheader", f"--jobs={waiting}", "--format=%r")
     assert [slurm.wait(sharded), slurm.wait(robe)] == ["SUCCEEDED", "SUCCEEDED"], slurm.logs()
@@ -135,15 +135,15 @@ def test_the_trackers_know_the_jobs_by_their_handles(slurm, finished):
 
 
 def test_the_report_is_a_job(slurm, finished):
-    job = slurm.submit("compare", "--runs", "runs/demo_sharded,runs/demo_robe", "--output", "report.html")
+    job = slurm.submit("compare", "--runs", "runs/demo_sharded,runs/demo_robe", "--output", "reported")
     assert slurm.wait(job) == "SUCCEEDED", slurm.logs()
     assert "test AUC" in (slurm.directory / f"slurm-{job_id(job)}-compare-0.out").read_text()
-    assert (slurm.directory / "report.html").stat().st_size > 10_000
+    assert (slurm.directory / "reported" / "report.html").stat().st_size > 10_000
 
 
 def test_a_report_that_depends_on_the_runs_is_made_after_them(slurm, finished):
     assert slurm.wait(finished[2]) == "SUCCEEDED", slurm.logs()
-    assert (slurm.directory / "after.html").exists()
+    assert (slurm.directory / "after" / "report.html").exists()
 
 
 def test_a_sweep_runs_as_jobs_and_tells_what_failed(slurm):
