@@ -9,6 +9,9 @@ SECTIONS = {
         "train": "launch.train",
         "compare": "launch.compare",
     },
+    "Networks and clusters": {
+        "project": "launch.project",
+    },
 }
 HIDDEN: dict[str, str] = {}
 

@@ -38,6 +38,7 @@ from recsys.bench.kernel_bench import to_json as kernels_to_json
 from recsys.bench.kernel_grid import KernelSize
 from recsys.bench.kernel_timing import Measurement, Timing
 from recsys.bench.timing_proofs import Proof
+from recsys.cost import projection_report
 from recsys.cost.crossover_map import read_cells
 from recsys.cost.published_steps import Check
 from recsys.runs.run_dir import RunDir
@@ -168,7 +169,7 @@ def project_stored(words: str) -> None:
     """The published steps are not computed again: TorchRec's planner takes a quarter of a minute over them."""
     checks = [Check(**check) for check in json.loads(Path("project/checks.json").read_text())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(project, "check_published", lambda _: checks)
+        patch.setattr(projection_report, "check_published", lambda _: checks)
         project.main([*words.split(), "--model", "criteo_tb", "--output", "out"])
 
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from launch import project
 from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.project import build_scenario, main, parse_arguments
-from recsys.cost import table_placement
+from launch.project import main as command
+from recsys.cost import projection_report, table_placement
+from recsys.cost.machines import MACHINES, MODELS
+from recsys.cost.projection_report import build_scenario
 from tests.recsys.cost.made_crossover import made_document
 
 FEW = ["--model", "criteo_tb", "--gpus", "8,16", "--network-gbit", "200", "--compression", "1000"]
@@ -18,8 +19,12 @@ def _no_planner(monkeypatch):
     monkeypatch.setattr(table_placement, "MAX_PLANNED", 0)
 
 
+def main(arguments):
+    assert command(arguments, standalone_mode=False) is None
+
+
 def test_from_published_figures_alone(tmp_path, capsys):
-    main([*FEW, "--output", str(tmp_path), "--json", str(tmp_path / "copy" / "p.json")])
+    main([*FEW, "--output", str(tmp_path)])
     out = capsys.readouterr().out
     assert "No measurements were given" in out
     assert "Constants fitted" not in out
@@ -28,7 +33,8 @@ def test_from_published_figures_alone(tmp_path, capsys):
         assert words in out
     assert max(map(len, out.split("Assumptions:")[0].splitlines())) <= 160
     document = json.loads((tmp_path / "projection.json").read_text())
-    assert document == json.loads((tmp_path / "copy" / "p.json").read_text())
+    main([*FEW, "--output", str(tmp_path / "copy"), "--json"])
+    assert json.loads(capsys.readouterr().out) == document
     assert document["price_per_gpu_hour"] == 4.1
     assert "<html" in (tmp_path / "projection.html").read_text()
 
@@ -51,8 +57,12 @@ def test_with_measurements_the_fit_and_its_errors_are_shown(tmp_path, capsys):
 
 
 def test_overrides_and_options_reach_the_scenario():
-    asked = parse_arguments(["--machine", "h100", "--gpus", "64,8", "--batch", "4096,2048", "--optimizer", "adagrad"])
-    scenario = build_scenario(asked, ["machine.memory_gb=141", "assumed.h100_price=2.5", "model.ids_per_bag=20"])
+    options = ["--machine", "h100", "--gpus", "64,8", "--batch", "4096,2048", "--optimizer", "adagrad"]
+    asked = command.make_context("project", options).params
+    for name in ("items", "as_json", "output"):
+        del asked[name]
+    overrides = ["machine.memory_gb=141", "assumed.h100_price=2.5", "model.ids_per_bag=20"]
+    scenario = build_scenario(**asked, overrides=overrides)
     assert (scenario.machine.memory_gb, scenario.price, scenario.optimizer) == (141, 2.5, "adagrad")
     assert (scenario.gpus, scenario.batch_sizes) == ([8, 64], [2048, 4096])
     assert [model.ids_per_bag for model in scenario.models] == [20, 20, 20]
@@ -63,12 +73,12 @@ def test_overrides_and_options_reach_the_scenario():
     [
         (["--machine", "v100"], "--machine v100: unknown; known: a100, h100"),
         (["--model", "criteo_tb,2tb"], "--model 2tb: unknown; known: criteo_tb, 1tb, 50tb"),
-        (["--gpus", "8,x"], "--gpus 'x': not a whole number"),
+        (["--gpus", "8,x"], "'--gpus': 'x' is not a valid integer range"),
         (["--gpus", "12"], "--gpus 12: does not fill nodes of 8 GPUs"),
-        (["--gpus", "1"], "--gpus 1: must be at least 2"),
-        (["--network-gbit", "0"], "--network-gbit 0: must be at least 0.001"),
-        (["--compression", "0.5"], "--compression 0.5: must be at least"),
-        (["--compression", "nan"], "--compression nan: must be at least"),
+        (["--gpus", "1"], "'--gpus': 1 is not in the range x>=2"),
+        (["--network-gbit", "0"], "'--network-gbit': 0.0 is not in the range x>=0.001"),
+        (["--compression", "0.5"], "'--compression': 0.5 is not in the range x>=1.001"),
+        (["--compression", "nan"], "'--compression': nan: a finite number is expected"),
         (["--batch", "4"], "--batch 4: fewer rows than the 8 GPUs of --gpus"),
         (["--optimizer", "adam"], "--optimizer adam: unknown; known: sgd, adagrad"),
         (["assumed.fixed=1"], "assumed.fixed=1: unknown key; known: assumed.memory_efficiency"),
@@ -80,7 +90,7 @@ def test_overrides_and_options_reach_the_scenario():
 )
 def test_mistakes_end_before_anything_is_written(arguments, said, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--output", str(tmp_path / "out")])
+        command([*arguments, "--output", str(tmp_path / "out")])
     assert ended.value.code == EXIT_MISTAKE
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -90,17 +100,17 @@ def test_an_interruption_leaves_nothing_behind(monkeypatch, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(project, "check_published", interrupt)
+    monkeypatch.setattr(projection_report, "check_published", interrupt)
     with pytest.raises(SystemExit) as ended:
-        main([*FEW, "--output", str(tmp_path / "out")])
+        command([*FEW, "--output", str(tmp_path / "out")])
     assert ended.value.code == EXIT_INTERRUPTED
     assert not (tmp_path / "out").exists()
 
 
-def test_help_teaches_with_examples(capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse_arguments(["--help"])
-    assert ended.value.code == 0
-    out = capsys.readouterr().out
-    assert "python -m launch.project runs/netlab/crossover.json" in out
-    assert "assumed.link_efficiency=0.5" in out
+def test_help_names_every_machine_and_model(capsys):
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"Machine: {' or '.join(MACHINES)}." in out
+    *others, last = MODELS
+    assert f"Models, of {', '.join(others)} and {last} (default: all)." in out
