@@ -28,18 +28,17 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.load import ConfigError, load_config
 from configs.request import CompressionRefused
 from configs.schema import RunConfig
-from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.runners.cells import Cell, Runs, find_log
-from launch.runners.local_runs import LocalRuns, count_jobs
+from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
+from launch.runners.local import LocalRunner, count_jobs
+from launch.runners.trial import Outcome, Runner, Trial, find_log, run_trials
 from launch.runners.tuning import RATE, choose_rate, tune
-from launch.sweep import EXIT_FAILURES, Outcome, run_cells
 from recsys.data.data import build_dataset
 from recsys.data.movielens import TABLES, find_tables, table_overrides
 from recsys.embedding.embeddings import METHODS, build_embedding
 from recsys.report.compared_runs import ComparisonError, load_runs
 from recsys.runs.run_dir import write_atomically
 from recsys.studies.method_page import write_method_page
-from recsys.studies.method_rows import MethodRow, MethodTable, Trial, build_method_table, to_json
+from recsys.studies.method_rows import MethodRow, MethodTable, RateTrial, build_method_table, to_json
 from recsys.studies.method_table import COLUMNS, describe_context, format_markdown
 from recsys.train.assemble import plan_tables
 from recsys.train.registry import CHOICES
@@ -132,7 +131,7 @@ def default_rates(rate: float) -> list[float]:
 class Bench:
     """Runs rows: tunes the learning rate of each, then makes its other seeds. overrides: laid over every config."""
 
-    def __init__(self, paths: dict[str, str], overrides: Sequence[str], seeds: Sequence[int], runs: Runs) -> None:
+    def __init__(self, paths: dict[str, str], overrides: Sequence[str], seeds: Sequence[int], runs: Runner) -> None:
         self.paths, self.overrides, self.seeds, self.runs = paths, overrides, seeds, runs
         self.outcomes: dict[Key, Outcome] = {}
 
@@ -151,22 +150,22 @@ class Bench:
         return [read.get(row, row) for row in rows]
 
     def _make(self, title: str, keys: Sequence[Key]) -> list[Outcome]:
-        outcomes = run_cells([self._cell(*key) for key in keys], self.runs, title) if keys else []
+        outcomes = run_trials([self._trial(*key) for key in keys], self.runs, title) if keys else []
         self.outcomes |= dict(zip(keys, outcomes, strict=True))
         return outcomes
 
-    def _cell(self, row: MethodRow, rate: float, seed: int) -> Cell:
+    def _trial(self, row: MethodRow, rate: float, seed: int) -> Trial:
         settings = (f"embedding.compression={row.compression!r}", f"{RATE}={rate!r}", f"run.seed={seed}")
         name = f"{row.name}_{row.compression:g}x_lr{rate:g}_s{seed}".replace("+", "")
-        return Cell(self.paths[row.name], (*self.overrides, *settings), name)
+        return Trial(self.paths[row.name], (*self.overrides, *settings), name)
 
-    def _read(self, row: MethodRow, rate: float | None, trials: Sequence[Trial], is_tuned: bool) -> MethodRow:
+    def _read(self, row: MethodRow, rate: float | None, trials: Sequence[RateTrial], is_tuned: bool) -> MethodRow:
         read = replace(row, trials=tuple(trials)) if is_tuned else row
         if rate is None:
             return replace(read, errors=tuple(f"{t.learning_rate:g}: {t.error}" for t in trials))
         outcomes = [self.outcomes[row, rate, seed] for seed in self.seeds]
-        runs = load_runs([outcome.run_dir.path for outcome in outcomes if not outcome.error])
-        errors = [f"{o.cell.name}: {o.error} (log: {find_log(o.run_dir)})" for o in outcomes if o.error]
+        runs = load_runs([outcome.run_dir.path for outcome in outcomes if not outcome.failure])
+        errors = [f"{o.trial.name}: {o.failure} (log: {find_log(o.run_dir)})" for o in outcomes if o.failure]
         return replace(read, runs=tuple(runs), errors=tuple(errors))
 
 
@@ -248,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = count_jobs(list(configs.values()), asked.jobs)
         rates = asked.rates or default_rates(next(iter(configs.values())).optimizer.embedding_learning_rate)
         rows = plan_rows(methods, asked.compressions)
-        with LocalRuns(jobs) as runs:
+        with LocalRunner(jobs) as runs:
             bench = Bench({name: path for name, (path, _) in methods.items()}, overrides, asked.seeds, runs)
             rows = bench.run(rows, sorted(rates))
         table = build_method_table(rows, configs, asked.seeds, rates, jobs.one)
@@ -262,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_results(table, output)
     print_table(table)
     print(f"page: {output / 'index.html'}; also table.md and results.json")
-    sys.exit(EXIT_FAILURES if any(row.errors for row in table.rows) else 0)
+    sys.exit(EXIT_FAILED if any(row.errors for row in table.rows) else 0)
 
 
 if __name__ == "__main__":

@@ -27,15 +27,9 @@ run leaves is in run.dir, which must be on a file system that all nodes share, a
 (--mounts).
 """
 
-import os
-
 import torchx.specs as specs
-from torchx.components import dist
 
-from configs.load import load_config
-from recsys.train.registry import CHOICES
-
-DEFAULT_IMAGE = "pss-bench"
+from launch.runners.train_job import JobOptions, build_train_job, check_at_least, choose_image, parse_mounts
 
 
 def baseline(
@@ -64,7 +58,8 @@ def baseline(
         rdzv_port: port where several nodes meet; jobs that may share a node need different ones
         mounts: type=volume,src=<claim>,dst=<path> and the like, for schedulers that use images
     """
-    return _train_job(overrides, config, j, image, h, gpu, memMB, max_retries, rdzv_port, mounts)
+    options = JobOptions(image, h, gpu, memMB, max_retries, mounts)
+    return build_train_job(config, overrides, options, j, rdzv_port)
 
 
 def compressed(
@@ -93,7 +88,8 @@ def compressed(
         rdzv_port: port where several nodes meet; jobs that may share a node need different ones
         mounts: type=volume,src=<claim>,dst=<path> and the like, for schedulers that use images
     """
-    return _train_job(overrides, config, j, image, h, gpu, memMB, max_retries, rdzv_port, mounts)
+    options = JobOptions(image, h, gpu, memMB, max_retries, mounts)
+    return build_train_job(config, overrides, options, j, rdzv_port)
 
 
 def compare(
@@ -115,85 +111,14 @@ def compare(
     directories = runs.split(",")
     if not all(directories):
         raise ValueError(f"runs = {runs!r}: must be run directories, separated by commas")
-    _check_at_least(1, memMB=memMB)
+    check_at_least(1, memMB=memMB)
     role = specs.Role(
         name="compare",
-        image=_image(image),
+        image=choose_image(image),
         entrypoint="python",
         args=["-m", "launch.compare", *directories, "--output", output],
         env={"OMP_NUM_THREADS": "1"},
         resource=specs.resource(cpu=1, gpu=0, memMB=memMB),
-        mounts=specs.parse_mounts(_mount_options(mounts)),
+        mounts=specs.parse_mounts(parse_mounts(mounts)),
     )
     return specs.AppDef(name="compare", roles=[role])
-
-
-def _train_job(
-    overrides: tuple[str, ...],
-    config: str,
-    j: str,
-    image: str,
-    h: str,
-    gpu: int,
-    memMB: int,
-    max_retries: int,
-    rdzv_port: int,
-    mounts: str,
-) -> specs.AppDef:
-    _check_at_least(0, gpu=gpu, max_retries=max_retries)
-    _check_at_least(1, memMB=memMB, rdzv_port=rdzv_port)
-    nodes, ranks_per_node = _layout(j)
-    if j:
-        overrides = (*overrides, f"parallelism.world_size={nodes * ranks_per_node}")
-    checked = load_config(config, overrides, CHOICES)
-    if not j:
-        ranks_per_node = checked.parallelism.world_size
-    threads = checked.parallelism.threads_per_rank
-    return dist.ddp(
-        config,
-        *overrides,
-        m="launch.train",
-        name=checked.run.name.replace("_", "-").replace(".", "-"),
-        image=_image(image),
-        h=h or None,
-        cpu=threads * ranks_per_node,
-        gpu=gpu or (ranks_per_node if checked.run.device == "cuda" else 0),
-        memMB=memMB,
-        j=f"{nodes}x{ranks_per_node}",
-        max_retries=max_retries,
-        rdzv_port=rdzv_port,
-        mounts=_mount_options(mounts),
-        env={
-            "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted gloo ranks call stale addresses
-        },
-    )
-
-
-def _image(image: str) -> str:
-    return image or os.environ.get("PSS_BENCH_IMAGE", DEFAULT_IMAGE)
-
-
-def _mount_options(mounts: str) -> list[str]:
-    options = mounts.split(",") if mounts else []
-    try:
-        specs.parse_mounts(options)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"mounts = {mounts!r}: must look like type=volume,src=x,dst=/y: {error}") from None
-    return options
-
-
-def _check_at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} = {value}: must be at least {least}")
-
-
-def _layout(j: str) -> tuple[int, int]:
-    if not j:
-        return 1, 1
-    nodes, x, ranks = j.partition("x")
-    if not x or not nodes.isdecimal() or not ranks.isdecimal() or 0 in (int(nodes), int(ranks)):
-        raise ValueError(f"j = {j!r}: must be nodes x ranks per node, such as 1x2")
-    return int(nodes), int(ranks)

@@ -21,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.load import run_name
-from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.runners.cells import Cell
-from launch.runners.local_runs import LocalRuns, count_jobs
-from launch.sweep import EXIT_FAILURES, Outcome, print_failures, run_cells
+from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
+from launch.runners.local import LocalRunner, count_jobs
+from launch.runners.trial import Outcome, Trial, print_failures, run_trials
 from recsys.runs.summary import RunSummary
 
 ROWS = ("full tables", "trained compressed", "compressed after training", "compressed, then fine-tuned")
@@ -34,18 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parse_arguments(arguments)
     common = (*asked.overrides, f"run.dir={asked.runs}")
     seeds = [(seed, (*common, f"run.seed={seed}")) for seed in asked.seeds]
-    kept = [Cell(asked.full, (*keys, "checkpoint.keep_best=true"), f"full_s{seed}") for seed, keys in seeds]
+    kept = [Trial(asked.full, (*keys, "checkpoint.keep_best=true"), f"full_s{seed}") for seed, keys in seeds]
     stem = run_name(asked.compressed)
     others = []
     for seed, keys in seeds:
-        others.append(Cell(asked.compressed, keys, f"{stem}_s{seed}"))
+        others.append(Trial(asked.compressed, keys, f"{stem}_s{seed}"))
         fitted = (*keys, f"embedding.fit_to={asked.runs}/full_s{seed}", "evaluation.at_start=true")
-        others.append(Cell(asked.compressed, fitted, f"{stem}_fitted_s{seed}"))
+        others.append(Trial(asked.compressed, fitted, f"{stem}_fitted_s{seed}"))
     try:
-        with LocalRuns(count_jobs([cell.load() for cell in [*kept, *others]], asked.jobs)) as runs:
-            outcomes = run_cells(kept, runs, "full tables")
-            if not any(outcome.error for outcome in outcomes):
-                outcomes += run_cells(others, runs, "compressed")
+        with LocalRunner(count_jobs([trial.load() for trial in [*kept, *others]], asked.jobs)) as runner:
+            outcomes = run_trials(kept, runner, "full tables")
+            if not any(outcome.failure for outcome in outcomes):
+                outcomes += run_trials(others, runner, "compressed")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
@@ -53,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     if print_failures(outcomes):
-        sys.exit(EXIT_FAILURES)
+        sys.exit(EXIT_FAILED)
     Console().print(build_table(outcomes, len(seeds)))
 
 
 def build_table(outcomes: Sequence[Outcome], seeds: int) -> Table:
-    """The four rows, mean ± standard deviation over the seeds."""
+    """Return the table of the four rows, mean ± standard deviation over the seeds."""
     summaries = [outcome.run_dir.read_summary() for outcome in outcomes]
     full, trained, fitted = summaries[:seeds], summaries[seeds::2], summaries[seeds + 1 :: 2]
     compression = fmean(summary.compression.actual for summary in trained)
@@ -72,9 +71,9 @@ def build_table(outcomes: Sequence[Outcome], seeds: int) -> Table:
         [_first_evaluation(outcome) for outcome in outcomes[seeds + 1 :: 2]],
         [_best(summary) for summary in fitted],
     )
-    for name, found in zip(ROWS, measured, strict=True):
-        columns = [_spread([e[key] for e in found]) for key in ("test_auc", "test_log_loss")]
-        table.add_row(name, *columns, f"{fmean(e['epoch'] for e in found):.1f}")
+    for name, evaluations in zip(ROWS, measured, strict=True):
+        columns = [_spread([e[key] for e in evaluations]) for key in ("test_auc", "test_log_loss")]
+        table.add_row(name, *columns, f"{fmean(e['epoch'] for e in evaluations):.1f}")
     return table
 
 
@@ -84,7 +83,7 @@ def _best(summary: RunSummary) -> dict[str, int | float]:
 
 
 def _first_evaluation(outcome: Outcome) -> dict[str, Any]:
-    """Of a run that was evaluated before its first step."""
+    """Return the evaluation before the first step. Raises ValueError where none is recorded."""
     for line in (outcome.run_dir.path / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         if "quality/test_auc" in record:

@@ -13,8 +13,8 @@ import torch
 
 from configs.load import ConfigError, run_name
 from launch import compare
-from launch.runners.cells import Cell, find_log, run_dir_of
-from launch.runners.torchx_runs import TorchxRuns
+from launch.runners.torchx_jobs import TorchxRunner
+from launch.runners.trial import Trial, find_log
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SETUPS = ("sharded", "robe", "robe_single")
@@ -38,13 +38,13 @@ def main() -> None:
     overrides += arguments.overrides
     family = "criteo_sample" if arguments.data else "demo"
     paths = [str(CONFIGS / family / f"{name}.toml") for name in SETUPS]
-    cells = [Cell(path, tuple(overrides), run_name(path)) for path in paths]
+    trials = [Trial(path, tuple(overrides), run_name(path)) for path in paths]
     try:
-        run_dirs = [run_dir_of(cell.load()) for cell in cells]
-        for cell, run_dir in zip(cells, run_dirs, strict=True):
-            (ended,) = TorchxRuns(1).run([cell], cell.name)
-            if ended.error:
-                sys.exit(f"error: {cell.name} failed: {ended.error}\nlogs: {find_log(run_dir)}")
+        run_dirs = [trial.run_dir for trial in trials]  # a mistake in any config stops here, before the first run
+        for trial, run_dir in zip(trials, run_dirs, strict=True):
+            (end,) = TorchxRunner(1).run([trial], trial.name)
+            if end.failure:
+                sys.exit(f"error: {trial.name} failed: {end.failure}\nlogs: {find_log(run_dir)}")
     except ConfigError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
+from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.runners.experiment_runs import Plan, make_plan, run_plan
-from launch.sweep import EXIT_FAILURES, add_runs_options
+from launch.sweep import add_runner_options, read_runner_options
 from recsys.report.numbers import format_bytes, format_count, format_seconds
 from recsys.runs.run_dir import write_atomically
 from recsys.studies.experiment import find_experiments, load_experiment
@@ -107,7 +107,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", metavar="DIR", help="default: runs/experiments/<experiment>")
     for kind in ("json", "markdown", "latex"):
         parser.add_argument(f"--{kind}", action="store_true", help=f"print {kind} instead of the tables")
-    add_runs_options(parser)
+    add_runner_options(parser)
     return parser.parse_intermixed_args(arguments)
 
 
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if asked.show:
             path = asked.show
         else:
-            plan = make_plan(asked)
+            plan = make_plan(asked, read_runner_options(asked))
             if asked.dry_run:
                 return print_plan(plan)
             path = run_plan(plan)
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         print_tables(found)
         print(f"page: {path.parent / 'index.html'}; also tables.md, tables.tex and {path.name}")
-    sys.exit(EXIT_FAILURES if found.failures else 0)
+    sys.exit(EXIT_FAILED if found.failures else 0)
 
 
 if __name__ == "__main__":

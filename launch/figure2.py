@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.load import ConfigError
-from launch.runners.measured_jobs import MeasuringFailed, measure, setup
+from launch.runners.step_jobs import MeasuringFailed, measure, setup
 from recsys.cost.figure2 import Line, Part, cells, draw, headings
 from recsys.report.page import as_script_data, write_page
 from recsys.runs.run_dir import describe_environment, write_atomically

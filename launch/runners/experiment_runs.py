@@ -10,11 +10,10 @@ from statistics import median
 from typing import Any
 
 from configs.load import ConfigError, flatten
-from launch.runners.cells import Cell, Runs, find_log
-from launch.runners.local_runs import Jobs, count_jobs
-from launch.runners.measured_jobs import MeasuringFailed, measure
+from launch.runners.local import Jobs, RunnerOptions, count_jobs
+from launch.runners.step_jobs import MeasuringFailed, measure
+from launch.runners.trial import Outcome, Runner, Trial, find_log, run_trials
 from launch.runners.tuning import RATE, choose_rate, tune
-from launch.sweep import Outcome, open_runs, run_cells, runs_here
 from recsys.report.numbers import format_bytes
 from recsys.runs.run_dir import RunDir, write_atomically
 from recsys.studies.experiment import Experiment, Source, find_experiments, load_experiment
@@ -51,8 +50,7 @@ class Plan:
     runs: Path
     jobs: Jobs
     facts: dict[str, Any]
-    asked: argparse.Namespace
-    """Where runs are made: what `launch.sweep.open_runs` takes."""
+    runner: RunnerOptions
 
     @property
     def able(self) -> list[Group]:
@@ -66,14 +64,14 @@ class Plan:
         """Estimate for all runs, None where a group has none."""
         each = [self._seconds_at_a_time(group) for group in self.able]
         known = [seconds for seconds in each if seconds is not None]
-        return _BUSY * self.runs_per_group * sum(known) if len(known) == len(each) and runs_here(self.asked) else None
+        return _BUSY * self.runs_per_group * sum(known) if len(known) == len(each) and self.runner.is_local else None
 
     def _seconds_at_a_time(self, group: Group) -> float | None:
         jobs = self.jobs.one if group.load().parallelism.world_size == 1 else self.jobs.several
         return None if group.seconds is None else group.seconds / jobs
 
 
-def make_plan(asked: argparse.Namespace) -> Plan:
+def make_plan(asked: argparse.Namespace, runner: RunnerOptions) -> Plan:
     """Raises ConfigError, and what the rows raise when they are opened."""
     name, overrides = _split_items(asked.items)
     experiment = _lay_options(load_experiment(find_experiments()[name]), asked)
@@ -85,7 +83,7 @@ def make_plan(asked: argparse.Namespace) -> Plan:
     groups = plan_groups(experiment, source, common, asked.scale)
     datasets = check_source(groups)
     best = check_target(asked.target, datasets)
-    memory = available_bytes(groups[0].load().run.device) if runs_here(asked) else None
+    memory = available_bytes(groups[0].load().run.device) if runner.is_local else None
     groups = size_groups(groups, datasets, memory)
     able = [group for group in groups if group.problem is None]
     if not able:
@@ -103,9 +101,9 @@ def make_plan(asked: argparse.Namespace) -> Plan:
         "rates": list(source.rates),
         "settings": {key: dict(value) for key, value in source.settings.items()},
         "overrides": overrides,
-        "jobs": f"{jobs} at a time" if runs_here(asked) else f"as jobs of {asked.scheduler}",
+        "jobs": f"{jobs} at a time" if runner.is_local else f"as jobs of {asked.scheduler}",
     }
-    return Plan(name, experiment, source, groups, output, runs, jobs, facts, asked)
+    return Plan(name, experiment, source, groups, output, runs, jobs, facts, runner)
 
 
 def _lay_options(experiment: Experiment, asked: argparse.Namespace) -> Experiment:
@@ -132,13 +130,13 @@ def _describe_place(source: str, scale: float) -> str:
     return ("" if source == "generated" else f"_{source}") + ("" if scale == 1 else f"_x{scale:g}")
 
 
-def make_runs(plan: Plan, runs: Runs) -> list[Made]:
+def make_runs(plan: Plan, runs: Runner) -> list[Made]:
     """All runs of the plan, in the order of its groups. Raises ConfigError before any is made."""
     first = plan.experiment.seeds[0]
     outcomes: dict[Key, Outcome] = {}
 
     def make(title: str, keys: Sequence[Key]) -> list[Outcome]:
-        found = run_cells([_cell(*key) for key in keys], runs, title) if keys else []
+        found = run_trials([_trial(*key) for key in keys], runs, title) if keys else []
         outcomes.update(zip(keys, found, strict=True))
         return found
 
@@ -152,22 +150,22 @@ def make_runs(plan: Plan, runs: Runs) -> list[Made]:
     made = [
         Made(
             group, rate, seed, is_tuned and seed == first, rate == chosen[group.name], outcome.run_dir,
-            f"{outcome.error} (log: {find_log(outcome.run_dir)})" if outcome.error else None,
+            f"{outcome.failure} (log: {find_log(outcome.run_dir)})" if outcome.failure else None,
         )
         for (group, rate, seed), outcome in outcomes.items()
     ]  # fmt: skip
     return sorted(made, key=lambda run: (order[run.group.name], run.learning_rate, run.seed))
 
 
-def _cell(group: Group, rate: float, seed: int) -> Cell:
+def _trial(group: Group, rate: float, seed: int) -> Trial:
     name = f"{group.name}_lr{rate:g}_s{seed}".replace("+", "")  # names of runs have no plus
-    return Cell(group.config, (*group.overrides, f"{RATE}={rate!r}", f"run.seed={seed}"), name)
+    return Trial(group.config, (*group.overrides, f"{RATE}={rate!r}", f"run.seed={seed}"), name)
 
 
 def measure_alone(plan: Plan, made: Sequence[Made]) -> tuple[dict[tuple[str, str, float], float], str | None]:
     """(model, method, compression) -> median ms of a step, kept in steps.json; and why there is nothing, where there
     is nothing. All setups of as many ranks and threads take turns in one job, and these jobs do."""
-    if not runs_here(plan.asked):
+    if not plan.runner.is_local:
         return {}, "steps are those of the runs: these were made elsewhere"
     chosen: dict[tuple[str, str, float], Group] = {}
     for run in made:
@@ -218,7 +216,7 @@ def merge_environments(finished: Sequence[RunDir]) -> dict[str, Any]:
 
 def run_plan(plan: Plan) -> Path:
     """Makes what is missing and writes results.parquet; its path."""
-    with open_runs(plan.asked, plan.jobs) as runs:
+    with plan.runner.open(plan.jobs) as runs:
         made = make_runs(plan, runs)
     steps, why_none = measure_alone(plan, made)
     if why_none:

@@ -1,8 +1,9 @@
-"""One rank of a measurement of steps: `torchrun --nproc-per-node 2 -m launch.runners.measure_steps PLAN.json
-OUTPUT.json`
+"""One rank of a measurement of steps.
 
-The plan names the setups, all of one world size; they are measured in turns (`recsys.bench.step_bench`), and rank 0
-writes what was found. `launch.netlab` and the figures make such plans; without torchrun it is one process.
+    torchrun --nproc-per-node 2 -m launch.runners.measure_steps PLAN.json OUTPUT.json
+
+The plan names the setups, all of one world size; their steps are measured interleaved (`recsys.bench.step_bench`), and
+rank 0 writes the results. `launch.runners.step_jobs` starts such jobs; without torchrun it is one process.
 """
 
 import argparse
@@ -31,16 +32,20 @@ EXAMPLE = """a plan:
 
 
 class Setup(Section):
+    """A config to be measured, and what the results call it."""
+
     label: str
     config: str
     overrides: tuple[str, ...] = Field(default=(), strict=False)
 
     def load(self) -> RunConfig:
-        """Raises ConfigError."""
+        """Return the checked config. Raises ConfigError."""
         return load_config(self.config, self.overrides, CHOICES)
 
 
 class Plan(Section):
+    """What is measured, and how often."""
+
     setups: list[Setup] = Field(min_length=1)
     mode: Mode = "train"
     """train: forward, backward and update. inference: forward alone."""
@@ -53,7 +58,7 @@ class Plan(Section):
 
 
 def load_plan(path: Path) -> tuple[Plan, list[RunConfig]]:
-    """Raises ConfigError naming the file and what is wrong in it."""
+    """Return the plan and its configs. Raises ConfigError naming the file and what is wrong in it."""
     try:
         plan = Plan.model_validate_json(path.read_text())
     except OSError as error:
@@ -69,6 +74,7 @@ def load_plan(path: Path) -> tuple[Plan, list[RunConfig]]:
 
 
 def to_json(plan: Plan, measured: list[StepMeasurement], environment: dict) -> str:
+    """Return the results of all setups in the plan's order, and where they were measured."""
     setups = [
         {"label": setup.label, "config": setup.config, "overrides": setup.overrides, **found.summary()}
         for setup, found in zip(plan.setups, measured, strict=True)
@@ -79,6 +85,7 @@ def to_json(plan: Plan, measured: list[StepMeasurement], environment: dict) -> s
 
 @record
 def run_rank(plan: Plan, configs: list[RunConfig], output: Path) -> None:
+    """Measure the plan on this rank; rank 0 writes `output`."""
     device = choose_device(configs[0].run.device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -1,6 +1,6 @@
 """One rank of a training run, from config to summary: data, model (`recsys.train.assemble`), trainer.
 
-`launch.train` runs it in its process, `launch.runners.workers` in processes that stay for several runs.
+`launch.train` runs it in its process, `launch.runners.processes` in processes that stay for several runs.
 """
 
 import os
@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from configs.load import dump_config, resolved
 from configs.schema import RunConfig
 from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED
-from launch.tracking import track_end, track_start
+from launch.runners.tracking import track_end, track_start
 from recsys.data.data import Dataset, build_dataset, check_data
 from recsys.runs.ranks import Ranks, choose_device, process_group
 from recsys.runs.run_dir import RunDir, describe_environment
@@ -34,11 +34,11 @@ from recsys.train.trainer import Trainer
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, or the launcher asks this rank to end."""
+    """Raised where Ctrl-C is pressed or the launcher asks this rank to end."""
 
 
 def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) -> str:
-    """Builds and trains the model of the config on the ranks of the process group; returns why training ended."""
+    """Build and train the model of the config on the ranks of the process group, and return why training ended."""
     model, optimizer, facts = assemble(config, dataset, ranks)
     if ranks.is_first:
         plan = describe_placement(model, facts.placement, facts.bytes_per_rank.embedding[0])
@@ -55,7 +55,10 @@ def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) ->
 
 @record
 def run_rank(config: RunConfig) -> None:
-    """This rank from config to summary. What goes wrong is left in the run directory by the rank where it began."""
+    """Run this rank from config to summary.
+
+    The rank where something goes wrong leaves the failure in the run directory, and the exception passes on.
+    """
     rank = int(os.environ.get("RANK", "0"))
     run_dir = RunDir(Path(config.run.dir) / config.run.name)
     device = choose_device(config.run.device)
@@ -64,11 +67,11 @@ def run_rank(config: RunConfig) -> None:
         keep_freed_memory()
     if rank == 0:
         run_dir.check_free(config.run.overwrite, resume=resume)
-    with _bad_end_is_told(run_dir, rank):
+    with _record_failure(run_dir, rank):
         # Before the process group: building a cache may take longer than a collective may wait.
         dataset = build_dataset(config.data)
         check_data(dataset, config.training.target_auc)
-        with process_group(config.parallelism, device) as ranks, _bad_end_is_told(run_dir, rank):
+        with process_group(config.parallelism, device) as ranks, _record_failure(run_dir, rank):
             if ranks.is_first:
                 environment = describe_environment(device, ranks.world_size)
                 run_dir.create(dump_config(config, CHOICES), environment, resume=resume)
@@ -80,8 +83,11 @@ def run_rank(config: RunConfig) -> None:
 
 
 @contextmanager
-def _bad_end_is_told(run_dir: RunDir, rank: int) -> Iterator[None]:
-    """In the run's summary; within the process group, whose end may wait for ranks that do not answer."""
+def _record_failure(run_dir: RunDir, rank: int) -> Iterator[None]:
+    """Write a failure into the run's summary, and pass it on.
+
+    It stands around the process group and within it: leaving the group may wait for ranks that no longer answer.
+    """
     try:
         yield
     except Interrupted:
@@ -92,7 +98,8 @@ def _bad_end_is_told(run_dir: RunDir, rank: int) -> Iterator[None]:
         raise
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Raise Interrupted, once: the handler of signals in processes that run a rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough: what follows must not be cut short
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Interrupted
@@ -100,8 +107,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def run_process(config: RunConfig) -> NoReturn:
     """Run this process's rank and end the process, whatever happens: with status 0, 1 or 130."""
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         run_rank(config)
         _leave(0)
@@ -113,7 +120,7 @@ def run_process(config: RunConfig) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """The end of this process, at once: all is written and closed.
+    """End this process at once: all is written and closed.
 
     Taking the interpreter down, or only the exception and with it the model, could abort or wait for ever: libraries
     below keep threads beyond the process group, and a DistributedDataParallel that is the last to hold it joins its

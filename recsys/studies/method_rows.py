@@ -23,7 +23,7 @@ _LONGEST_CAVEAT = 300
 
 
 @dataclass(frozen=True)
-class Trial:
+class RateTrial:
     """A run that was made to choose the learning rate. log_loss: its best on the validation rows; None if it failed."""
 
     learning_rate: float
@@ -43,7 +43,7 @@ class MethodRow:
     compression: float
     limit: float | None = None
     initial_std: float | None = None
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[RateTrial, ...] = ()
     runs: tuple[Run, ...] = ()
     errors: tuple[str, ...] = ()
 

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from launch import bench_methods, compare, compress, experiments, figure2, microbench, project
 from launch.netlab.command import print_outcome as print_crossover
-from launch.sweep import Outcome
+from launch.runners.trial import Outcome
 from launch.validate_timing import print_proofs
 from pss.theory.__main__ import main as theory
 from recsys.bench.kernel_bench import GRIDS, KernelReport, KernelSettings
@@ -85,22 +85,22 @@ def _expand(word: str) -> list[str]:
 
 
 def run_stored(root: str) -> Callable[..., list[Outcome]]:
-    """Stands for `run_cells`: the runs are those under root, what is not there has failed."""
+    """Stands for `run_trials`: the runs are those under root, what is not there has failed."""
 
-    def run_cells(cells: Sequence[Any], runs: object, title: str = "runs") -> list[Outcome]:
+    def run_trials(trials: Sequence[Any], runner: object, title: str = "runs") -> list[Outcome]:
         outcomes = []
-        for cell in cells:
-            run_dir = RunDir(Path(root, cell.name))
+        for trial in trials:
+            run_dir = RunDir(Path(root, trial.name))
             error = None if run_dir.exists() else "FloatingPointError: nan at step 9, batch 9"
-            outcomes.append(Outcome(cell, run_dir, error, None if error else 7.5))
+            outcomes.append(Outcome(trial, run_dir, error, None if error else 7.5))
         return outcomes
 
-    return run_cells
+    return run_trials
 
 
 def bench_stored_methods() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_methods, "run_cells", run_stored("methods/runs"))
+        patch.setattr(bench_methods, "run_trials", run_stored("methods/runs"))
         configs = _expand("methods/configs/synthetic_*.toml")
         grid = ["--compressions", "5", "50", "1e9", "--rates", "1", "3", "--seeds", "0", "1"]
         bench_methods.main([*configs, *grid, "--jobs", "1", "--output", "out"])
@@ -108,7 +108,7 @@ def bench_stored_methods() -> None:
 
 def compress_stored_runs() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compress, "run_cells", run_stored("compress"))
+        patch.setattr(compress, "run_trials", run_stored("compress"))
         configs = ["methods/configs/synthetic_full.toml", "methods/configs/synthetic_robe.toml"]
         compress.main([*configs, "--seeds", "0", "1", "--jobs", "1"])
 

@@ -22,18 +22,18 @@ from launch.bench_methods import (
     main,
     plan_rows,
 )
+from launch.runners.trial import Outcome
 from launch.runners.tuning import choose_rate, find_next_rate
-from launch.sweep import Outcome
 from pss.methods import robe
 from recsys.embedding.embeddings import METHODS
 from recsys.runs.run_dir import RunDir
-from recsys.studies.method_rows import MethodRow, Trial
+from recsys.studies.method_rows import MethodRow, RateTrial
 from tests.launch.test_sweep import DEBUG, SMALL
 from tests.recsys.report.fake_runs import write_run
 
 
 def trials(**losses):
-    return [Trial(float(name[1:].replace("_", ".")), loss, 1.0) for name, loss in losses.items()]
+    return [RateTrial(float(name[1:].replace("_", ".")), loss, 1.0) for name, loss in losses.items()]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_grid_is_around_the_rate_of_the_config():
 
 
 class FakeRuns:
-    """Stands for `run_cells`: log loss is lowest at a row's best rate; rates above `limit` diverge."""
+    """Stands for `run_trials`: log loss is lowest at a row's best rate; rates above `limit` diverge."""
 
     def __init__(self, root, best, limit=1e9, failing=()):
         self.root, self.best, self.limit, self.failing, self.asked = root, best, limit, failing, []
@@ -84,7 +84,7 @@ class FakeRuns:
 
 
 def run_faked(monkeypatch, runs, rows, rates=(1.0, 3.0, 10.0), seeds=(4, 5, 6)):
-    monkeypatch.setattr(bench_methods, "run_cells", runs)
+    monkeypatch.setattr(bench_methods, "run_trials", runs)
     return Bench({"robe": DEBUG}, ["a.b=c"], seeds, runs=None).run(rows, rates)
 
 

@@ -15,6 +15,7 @@ from torchx.specs import macros
 
 from configs.load import ConfigError
 from launch import components
+from launch.runners import train_job
 from recsys.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
@@ -154,4 +155,4 @@ def test_the_command_line_needs_neither_docker_nor_a_queue():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "queue: default" in done.stdout
-    assert f"image: {components.DEFAULT_IMAGE}\n" in done.stdout
+    assert f"image: {train_job.DEFAULT_IMAGE}\n" in done.stdout

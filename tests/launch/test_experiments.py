@@ -9,7 +9,8 @@ import pytest
 from launch.experiments import main, parse_arguments
 from launch.runners import experiment_runs
 from launch.runners.experiment_runs import make_plan, make_runs, merge_environments
-from launch.sweep import Outcome
+from launch.runners.local import RunnerOptions
+from launch.runners.trial import Outcome
 from recsys.runs.run_dir import RunDir
 from recsys.studies.experiment_records import read_results
 from tests.recsys.report.fake_runs import write_run
@@ -48,7 +49,7 @@ def run(*arguments):
 
 
 class FakeRuns:
-    """Stands for `run_cells`: log loss is lowest at the best rate; named cells fail."""
+    """Stands for `run_trials`: log loss is lowest at the best rate; named cells fail."""
 
     def __init__(self, root, best, failing=()):
         self.root, self.best, self.failing, self.asked = root, best, failing, []
@@ -70,8 +71,8 @@ class FakeRuns:
 def make_faked(monkeypatch, tmp_path, best, failing=()):
     runs = FakeRuns(tmp_path / "faked", best, failing)
     (tmp_path / "faked").mkdir()
-    monkeypatch.setattr(experiment_runs, "run_cells", runs)
-    return runs, make_runs(make_plan(parse_arguments(["toy", *SMALL])), runs=None)
+    monkeypatch.setattr(experiment_runs, "run_trials", runs)
+    return runs, make_runs(make_plan(parse_arguments(["toy", *SMALL]), RunnerOptions()), runs=None)
 
 
 def test_each_compression_is_tuned_on_the_first_seed(monkeypatch, tmp_path):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError
-from launch.runners.cells import Cell
-from launch.runners.workers import Workers
-from launch.sweep import build_cells, main, run_cells
+from launch.runners.processes import ProcessRunner
+from launch.runners.trial import Trial, run_trials
+from launch.sweep import build_trials, main
 from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,8 +34,8 @@ SMALL = (
 SIX = ("parallelism.world_size=6", "training.global_batch_size=252", "evaluation.global_batch_size=252")
 
 
-def cell(root, name, *overrides):
-    return Cell(DEBUG, (*SMALL, f"run.dir={root}", *overrides), name)
+def trial(root, name, *overrides):
+    return Trial(DEBUG, (*SMALL, f"run.dir={root}", *overrides), name)
 
 
 def best(outcome):
@@ -43,32 +43,32 @@ def best(outcome):
 
 
 @pytest.fixture(scope="module")
-def workers():
-    with Workers(1) as workers:
-        yield workers
+def runner():
+    with ProcessRunner(1) as runner:
+        yield runner
 
 
 @pytest.fixture(scope="module")
-def swept(workers, tmp_path_factory):
+def swept(runner, tmp_path_factory):
     """A run, one that its method refuses, one that diverges, another, and the first again, all in one process."""
     root = tmp_path_factory.mktemp("swept")
-    cells = [
-        cell(root, "first", "run.seed=3"),
-        cell(root, "refused", "embedding.method=full"),
-        cell(root, "diverged", "optimizer.embedding_learning_rate=1e30"),
-        cell(root, "other", "run.seed=4"),
-        cell(root, "again", "run.seed=3"),
+    trials = [
+        trial(root, "first", "run.seed=3"),
+        trial(root, "refused", "embedding.method=full"),
+        trial(root, "diverged", "optimizer.embedding_learning_rate=1e30"),
+        trial(root, "other", "run.seed=4"),
+        trial(root, "again", "run.seed=3"),
     ]
-    return cells, run_cells(cells, workers)
+    return trials, run_trials(trials, runner)
 
 
 @pytest.mark.slow
 def test_a_failure_is_told_and_the_rest_goes_on(swept):
-    cells, outcomes = swept
-    assert [outcome.cell for outcome in outcomes] == cells
-    assert [outcome.error is None for outcome in outcomes] == [True, False, False, True, True]
-    assert outcomes[1].error.startswith("CompressionRefused: embedding.compression = 10: full")
-    assert outcomes[2].error.startswith("FloatingPointError: the training loss is nan")
+    trials, outcomes = swept
+    assert [outcome.trial for outcome in outcomes] == trials
+    assert [outcome.failure is None for outcome in outcomes] == [True, False, False, True, True]
+    assert outcomes[1].failure.startswith("CompressionRefused: embedding.compression = 10: full")
+    assert outcomes[2].failure.startswith("FloatingPointError: the training loss is nan")
     assert "Traceback" in (outcomes[2].run_dir.path / "log.txt").read_text()
     assert "training ended (epochs)" in (outcomes[3].run_dir.path / "log.txt").read_text()
 
@@ -78,7 +78,7 @@ def test_runs_of_one_process_do_not_touch_each_other(swept):
     _, (first, _, _, other, again) = swept
     assert best(first) == best(again) != best(other)
     alone = subprocess.run(
-        [sys.executable, "-m", "launch.train", DEBUG, *first.cell.overrides, "run.name=alone"],
+        [sys.executable, "-m", "launch.train", DEBUG, *first.trial.overrides, "run.name=alone"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr
@@ -87,67 +87,67 @@ def test_runs_of_one_process_do_not_touch_each_other(swept):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_made_again(swept, workers):
-    cells, outcomes = swept
+def test_a_finished_run_is_not_made_again(swept, runner):
+    trials, outcomes = swept
     (outcomes[3].run_dir.path / "summary.json").unlink()
     before = (outcomes[0].run_dir.path / "summary.json").stat().st_mtime_ns
-    again = run_cells([cells[0], cells[3]], workers)
+    again = run_trials([trials[0], trials[3]], runner)
     assert [outcome.seconds is None for outcome in again] == [True, False]
     assert (outcomes[0].run_dir.path / "summary.json").stat().st_mtime_ns == before
     assert again[1].run_dir.exists()
 
 
 @pytest.mark.slow
-def test_a_finished_run_of_another_config_is_in_the_way(swept, workers):
+def test_a_finished_run_of_another_config_is_in_the_way(swept, runner):
     _, outcomes = swept
     root = outcomes[0].run_dir.path.parent
-    changed = cell(root, "again", "run.seed=3", "training.epochs=0.5", "logging.every_steps=6")
+    changed = trial(root, "again", "run.seed=3", "training.epochs=0.5", "logging.every_steps=6")
     with pytest.raises(ConfigError) as refused:
-        run_cells([cell(root, "never"), changed], workers)
+        run_trials([trial(root, "never"), changed], runner)
     assert "training.epochs: 1.0 there, 0.5 asked for" in str(refused.value)
     assert "logging" not in str(refused.value)
     assert not (root / "never").exists()
-    allowed = Cell(changed.config, (*changed.overrides, "run.overwrite=true"), "again")
-    (outcome,) = run_cells([allowed], workers)
+    allowed = Trial(changed.config, (*changed.overrides, "run.overwrite=true"), "again")
+    (outcome,) = run_trials([allowed], runner)
     assert outcome.seconds > 0
     assert outcome.run_dir.read_summary().epochs == 0.5
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_for_the_sweep_not_for_its_processes(swept, workers, tmp_path):
-    (worker,) = workers._idle
+def test_ctrl_c_is_for_the_sweep_not_for_its_processes(swept, runner, tmp_path):
+    (worker,) = runner._idle
     os.kill(worker.process.pid, signal.SIGINT)
-    (outcome,) = run_cells([cell(tmp_path, "after")], workers)
-    assert outcome.error is None
-    assert workers._idle == [worker]
+    (outcome,) = run_trials([trial(tmp_path, "after")], runner)
+    assert outcome.failure is None
+    assert runner._idle == [worker]
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_replaced_and_its_run_goes_on_from_its_checkpoint(tmp_path):
-    long = cell(tmp_path, "long", "training.epochs=40", "checkpoint.every_steps=5", "evaluation.every_epochs=40")
-    with Workers(1) as workers:
-        killer = threading.Thread(target=kill_the_worker_of, args=(workers, tmp_path / "long"))
+    long = trial(tmp_path, "long", "training.epochs=40", "checkpoint.every_steps=5", "evaluation.every_epochs=40")
+    with ProcessRunner(1) as runner:
+        killer = threading.Thread(target=kill_the_worker_of, args=(runner, tmp_path / "long"))
         killer.start()
-        killed, after = run_cells([long, cell(tmp_path, "after")], workers)
+        killed, after = run_trials([long, trial(tmp_path, "after")], runner)
         killer.join()
-        assert killed.error == "its process was killed by SIGKILL (out of memory?)"
-        assert killed.run_dir.read_summary().error.message == killed.error
-        assert after.error is None
+        assert killed.failure == "its process was killed by SIGKILL (out of memory?)"
+        assert killed.run_dir.read_summary().error.message == killed.failure
+        assert after.failure is None
         first_record = next(killed.run_dir.records())
-        (idle,) = workers._idle
+        (idle,) = runner._idle
         idle.process.kill()
         idle.process.join()
-        (resumed,) = run_cells([long], workers)
-    assert resumed.error is None
+        (resumed,) = run_trials([long], runner)
+    assert resumed.failure is None
     assert resumed.run_dir.read_summary().steps == 400
     assert next(resumed.run_dir.records()) == first_record
 
 
-def kill_the_worker_of(workers, run):
+def kill_the_worker_of(runner, run):
     deadline = time.time() + 120
     while not list((run / "checkpoints").glob("step_*")) and time.time() < deadline:
         time.sleep(0.05)
-    (worker,) = workers._running
+    (worker,) = runner._running
     os.kill(worker.process.pid, signal.SIGKILL)
 
 
@@ -165,15 +165,15 @@ def test_interrupting_ends_every_process_and_leaves_valid_runs(tmp_path):
 
 
 def test_every_combination_has_a_name_that_tells_it_apart():
-    cells = build_cells(
+    trials = build_trials(
         ["a/one.toml", "two.toml"], ["run.dir=x"], ["m.rate=1e-3,3", "m.mlp=[64],[64,32]", "n.rate=5"], [0, 7]
     )
-    assert len(cells) == len({c.name for c in cells}) == 16
-    assert cells[3] == Cell(
+    assert len(trials) == len({c.name for c in trials}) == 16
+    assert trials[3] == Trial(
         "a/one.toml", ("run.dir=x", "m.rate=1e-3", "m.mlp=[64,32]", "n.rate=5", "run.seed=7"),
         "one_m.rate1e-3_mlp64-32_n.rate5_s7",
     )  # fmt: skip
-    assert [c.name for c in build_cells(["one.toml"], [], [], [2])] == ["one_s2"]
+    assert [c.name for c in build_trials(["one.toml"], [], [], [2])] == ["one_s2"]
 
 
 @pytest.mark.parametrize(

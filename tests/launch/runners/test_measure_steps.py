@@ -79,7 +79,7 @@ def test_two_setups_are_measured_in_turns(tmp_path):
 def test_who_asked_for_steps_and_is_ended_leaves_no_rank_behind():
     setups = json.dumps([setup("demo/robe")])
     program = (
-        "import json, signal; from launch.runners.measured_jobs import measure\n"
+        "import json, signal; from launch.runners.step_jobs import measure\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         f"measure(json.loads({setups!r}), mode='train', rounds=1, steps=10**6, warm_up=1, profile_steps=0)"
     )

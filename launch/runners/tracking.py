@@ -1,4 +1,4 @@
-"""What torchx's trackers are told of a run: its config, its figures and where its files are.
+"""What torchx's trackers record of a run: its config, its figures and where its files are.
 
 torchx hands the trackers that .torchxconfig configures to the jobs it starts, through their environment. Rank 0 then
 records, and `torchx tracker list jobs`, `torchx tracker list metadata <job>` and `torchx tracker list artifacts <job>`
@@ -23,7 +23,7 @@ _FILES = ("config.toml", "environment.json", "plan.txt", "metrics.jsonl", "summa
 
 
 def track_start(run_dir: RunDir, config: Mapping[str, Any]) -> None:
-    """Records the config under its dotted keys, and the run directory. config: nested tables, as in config.toml."""
+    """Record the config under its dotted keys, and the run directory. config: nested tables, as in config.toml."""
 
     def record(run: "AppRun") -> None:
         run.add_metadata(**flatten(config))
@@ -33,7 +33,7 @@ def track_start(run_dir: RunDir, config: Mapping[str, Any]) -> None:
 
 
 def track_end(run_dir: RunDir) -> None:
-    """Records the figures of a finished run, and the files it left.
+    """Record the figures of a finished run, and the files it left.
 
     Of a run that failed there are none: a job that is started again keeps its entry, in which the figures of one
     attempt could not be told from those of another. Its run directory says why it failed.
@@ -64,7 +64,7 @@ def figures(summary: RunSummary) -> dict[str, Any]:
 
 
 def _artifacts(run_dir: RunDir) -> Iterator[tuple[str, str]]:
-    """Names and absolute paths of what there is; TensorBoard's is the directory it is started with."""
+    """Yield names and absolute paths of the files there are; for TensorBoard the directory it is started with."""
     path = run_dir.path.resolve()
     found = [path / name for name in _FILES]
     found += sorted(path.glob("profile/*"))

@@ -1,20 +1,20 @@
-"""Runs as torchx jobs, several at a time: on this machine, or on a cluster whose scheduler torchx knows.
+"""Trials as torchx jobs, several at a time: on this machine, or on a cluster whose scheduler torchx knows.
 
-Every run is a job of `launch.components`, as a user would submit it with `torchx run`; the keys of .torchxconfig hold.
-A job that was left running when its sweep was killed is found again by its handle, which lies in the run directory,
-and is waited for, not submitted twice. Ctrl-C cancels what runs.
+Every trial is a job as `launch.components` builds it and `torchx run` submits it; the keys of .torchxconfig hold. A job
+that still runs when its sweep was killed is recognised by its handle, which lies in the run directory, and is waited
+for, not submitted twice. Ctrl-C cancels what runs.
 """
 
 import contextlib
-import inspect
 import json
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ from torchx.specs import AppDef, AppState, AppStatus, CfgVal
 
 from configs.load import ConfigError
 from configs.schema import RunConfig
-from launch.components import baseline, compressed
-from launch.runners.cells import Cell, Ended, run_dir_of
-from launch.runners.runs_display import take_turns
-from recsys.embedding.embeddings import METHODS
+from launch.runners.display import run_queue
+from launch.runners.train_job import JobOptions, build_train_job
+from launch.runners.trial import End, Trial, run_dir_of
 from recsys.runs.run_dir import RunDir
 from recsys.runs.summary import Failure
 
@@ -39,8 +38,8 @@ _POLL_S = {LOCAL: 0.25}
 _REMOTE_POLL_S = 3.0
 _LOST_S = 120.0
 """A job that its scheduler does not know for so long has gone."""
-_FIRST_PORT, _PORTS = 29500, 1000
-_NOT_TO_GIVE = ("overrides", "config", "j", "rdzv_port")
+_FIRST_PORT, _LAST_PORT = 20_000, 32_767
+"""Ports where the nodes of a job meet: below those that Linux hands out by itself."""
 
 
 @dataclass
@@ -50,8 +49,8 @@ class _Running:
     lost_since: float | None = None
 
 
-class TorchxRuns:
-    """`jobs` jobs at a time, on this machine by default.
+class TorchxRunner:
+    """Makes trials as torchx jobs, `jobs` at a time, on this machine by default.
 
     ranks_per_node: of every job, all on one node if None. options: of the component, such as memMB or gpu. Raises
     ConfigError for a scheduler that torchx does not know and an option that components do not have.
@@ -72,52 +71,65 @@ class TorchxRuns:
             raise ConfigError(f"scheduler {scheduler!r}: torchx knows {', '.join(known)}")
         self.jobs, self.scheduler, self.ranks_per_node = jobs, scheduler, ranks_per_node
         self.options = _parse_options(options or {})
-        self._submitted = 0
+        self._ports: dict[Path, int] = {}
 
-    def run(self, cells: Sequence[Cell], title: str = "runs") -> list[Ended]:
-        """Makes every run, whatever becomes of the others; how they ended, in order. Raises ConfigError before any."""
-        # torchx finds `torchrun` on PATH: that of this interpreter, whether or not its environment is activated.
+    def run(self, trials: Sequence[Trial], title: str = "runs") -> list[End]:
+        """Make every trial, whatever becomes of the others, and return how each ended, in order.
+
+        Raises ConfigError before any is made.
+        """
+        # torchx looks for `torchrun` on PATH: that of this interpreter, whether or not its environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        configs = [cell.load() for cell in cells]
-        for cell, config in zip(cells, configs, strict=True):
-            self._plan(cell, config)
-        ended: list[Ended] = []
+        configs = [trial.load() for trial in trials]
+        jobs = [self._build_job(trial, config) for trial, config in zip(trials, configs, strict=True)]
         running: dict[int, _Running] = {}
-        with _signals_kept(), get_runner() as runner:
+        ends: list[End] = []
+        with _signal_handlers_kept(), get_runner() as runner:
 
             def start(index: int) -> None:
-                running[index] = self._start(runner, cells[index], configs[index])
+                running[index] = self._start(runner, jobs[index], configs[index])
 
-            def look() -> dict[int, Ended]:
+            def poll() -> dict[int, End]:
                 time.sleep(_POLL_S.get(self.scheduler, _REMOTE_POLL_S))
-                found = {index: self._look(runner, job, configs[index]) for index, job in running.items()}
-                gone = {index: end for index, end in found.items() if end is not None}
-                for index in gone:
+                states = {index: self._find_end(runner, job, configs[index]) for index, job in running.items()}
+                ended = {index: end for index, end in states.items() if end is not None}
+                for index in ended:
                     del running[index]
-                return gone
+                return ended
 
             try:
-                ended = take_turns(configs, self.jobs, title, start, look)
+                ends = run_queue(configs, self.jobs, title, start, poll)
             except (KeyboardInterrupt, SignalException):  # the latter is what torchx's own signal handler raises
                 self._cancel(runner, list(running.values()))
                 raise KeyboardInterrupt from None
-        return ended
+        return ends
 
-    def _plan(self, cell: Cell, config: RunConfig) -> AppDef:
-        component = baseline if METHODS[config.embedding.method].placement == "shard" else compressed
+    def _build_job(self, trial: Trial, config: RunConfig) -> AppDef:
         ranks, each = config.parallelism.world_size, self.ranks_per_node
         if each is not None and ranks > each and ranks % each:
-            raise ConfigError(f"{cell.name}: {ranks} ranks are no whole number of nodes of {each}")
+            raise ConfigError(f"{trial.name}: {ranks} ranks are no whole number of nodes of {each}")
         nodes = 1 if each is None or ranks <= each else ranks // each
-        port = _FIRST_PORT + self._submitted % _PORTS  # of jobs that share a node each needs its own
+        layout = f"{nodes}x{ranks // nodes}"
+        port = self._choose_port(run_dir_of(config).path.resolve())
         try:
-            return component(
-                *cell.arguments, config=cell.config, j=f"{nodes}x{ranks // nodes}", rdzv_port=port, **self.options
-            )
+            return build_train_job(trial.config, trial.arguments, self.options, layout, port)
         except ValueError as error:
-            raise ConfigError(f"{cell.name}: {error}") from None
+            raise ConfigError(f"{trial.name}: {error}") from None
 
-    def _start(self, runner: Runner, cell: Cell, config: RunConfig) -> _Running:
+    def _choose_port(self, run: Path) -> int:
+        """Return the port where the nodes of a run's job meet.
+
+        Jobs that share a node each need their own, and those of another sweep are not known here: so the port follows
+        from the run directory, and steps aside for the other jobs of this runner.
+        """
+        ports = _LAST_PORT - _FIRST_PORT + 1
+        port = self._ports.get(run) or _FIRST_PORT + zlib.crc32(str(run).encode()) % ports
+        while port in (taken for other, taken in self._ports.items() if other != run):
+            port = _FIRST_PORT + (port + 1 - _FIRST_PORT) % ports
+        self._ports[run] = port
+        return port
+
+    def _start(self, runner: Runner, job: AppDef, config: RunConfig) -> _Running:
         kept = run_dir_of(config).path / HANDLE
         if self.scheduler != LOCAL and kept.is_file():
             handle = kept.read_text().strip()
@@ -128,14 +140,13 @@ class TorchxRuns:
             {"log_dir": str(run_dir_of(config).path / "logs")} if self.scheduler == LOCAL else {}
         )
         apply(self.scheduler, options)
-        self._submitted += 1
-        handle = runner.run(self._plan(cell, config), scheduler=self.scheduler, cfg=options)
+        handle = runner.run(job, scheduler=self.scheduler, cfg=options)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(handle + "\n")
         return _Running(handle, time.time())
 
-    def _look(self, runner: Runner, job: _Running, config: RunConfig) -> Ended | None:
-        """How the job ended, None while it has not."""
+    def _find_end(self, runner: Runner, job: _Running, config: RunConfig) -> End | None:
+        """Return how the job ended, None while it has not."""
         status, now = runner.status(job.handle), time.time()
         if status is not None and not status.is_terminal():
             job.lost_since = None
@@ -147,12 +158,12 @@ class TorchxRuns:
                 return None
             state = f"{job.handle} is not known to {self.scheduler}"
         elif status.state == AppState.SUCCEEDED:
-            return Ended(None, now - job.started)
+            return End(None, now - job.started)
         else:
             state = f"{job.handle} {status.state.name.lower()}"
-        reason = _reason(status, run_dir)
+        reason = _describe_failure(status, run_dir)
         run_dir.mark_ended("failed", Failure(rank=0, message=f"{state}: {reason}"))
-        return Ended(reason if self.scheduler == LOCAL else f"{state}: {reason}", now - job.started)
+        return End(reason if self.scheduler == LOCAL else f"{state}: {reason}", now - job.started)
 
     def _cancel(self, runner: Runner, running: Sequence[_Running]) -> None:
         for job in running:
@@ -165,8 +176,8 @@ class TorchxRuns:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """torchx's local scheduler sets handlers of its own and leaves them."""
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restore the signal handlers at the end: torchx's local scheduler sets its own and leaves them."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -176,28 +187,25 @@ def _signals_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _parse_options(given: Mapping[str, str]) -> dict[str, Any]:
-    """{"gpu": "8"} -> {"gpu": 8}, by the signature that components share."""
-    known = {
-        name: parameter.annotation
-        for name, parameter in inspect.signature(compressed).parameters.items()
-        if name not in _NOT_TO_GIVE
-    }
-    found: dict[str, Any] = {}
+def _parse_options(given: Mapping[str, str]) -> JobOptions:
+    """Return {"gpu": "8"} as JobOptions(gpu=8). Raises ConfigError for an unknown name and for what is no number."""
+    known = {field.name: field.type for field in fields(JobOptions)}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
             raise ConfigError(f"job option {name}={value}: unknown; known: {', '.join(known)}")
-        convert: Callable[[str], int | str] = int if known[name] is int else str
         try:
-            found[name] = convert(value)
+            values[name] = int(value) if known[name] is int else value
         except ValueError:
             raise ConfigError(f"job option {name}={value}: a whole number is needed") from None
-    return found
+    return JobOptions(**values)
 
 
-def _reason(status: AppStatus | None, run_dir: RunDir) -> str:
-    """What the rank said that failed first, from torchelastic's reply file or the run's summary; without either, the
-    end of the newest stderr."""
+def _describe_failure(status: AppStatus | None, run_dir: RunDir) -> str:
+    """Return what the rank that failed first said, from torchelastic's reply file or the run's summary.
+
+    Without either it is the end of the newest stderr.
+    """
     if status is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             message = json.loads(status.structured_error_msg)["message"]

@@ -1,9 +1,12 @@
-"""Processes that make runs, several at a time: each takes one after the other and stays, since importing PyTorch and
+"""Processes that make trials, several at a time: each takes one after the other and stays, since importing PyTorch and
 TorchRec takes longer than a small run.
 
-A run is made as `python -m launch.train` makes it, on one rank. What it prints goes to log.txt in its directory. Two of
-its figures are of its surroundings too: peak memory is the process's, of all runs it has made; times are those of a
-machine that makes several runs at once.
+A trial is made as `python -m launch.train` makes it, on one rank. What it prints goes to log.txt in its directory. Two
+of its figures are also of its environment: peak memory is that of the process, over all trials it has made; times are
+those of a machine that makes several at once.
+
+The pools of the standard library and of pebble do not fit: one process that dies (out of memory, say) breaks the whole
+pool or loses its exit status, and Ctrl-C reaches their processes while they start.
 """
 
 import contextlib
@@ -17,17 +20,17 @@ from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import FrameType
 
 from configs.schema import RunConfig
 from launch.cli import EXIT_INTERRUPTED
-from launch.runners.cells import LOG, Cell, Ended, run_dir_of
-from launch.runners.rank import Interrupted, run_rank
-from launch.runners.runs_display import take_turns
+from launch.runners.display import run_queue
+from launch.runners.rank import Interrupted, interrupt, run_rank
+from launch.runners.trial import LOG, End, Trial, run_dir_of
 from recsys.runs.summary import Failure
 
 _POLL_S = 0.5
 _GRACE_S = 10.0
+"""Time that a process has to leave a valid run before it is killed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +39,11 @@ class _Worker:
     connection: Connection
 
 
-class Workers:
-    """`jobs` processes, started when first needed; the end of the `with` block ends them and what they run."""
+class ProcessRunner:
+    """Makes trials of one rank in `jobs` processes, started when first needed.
+
+    The end of the `with` block ends the processes and what they run.
+    """
 
     def __init__(self, jobs: int) -> None:
         if jobs < 1:
@@ -46,14 +52,14 @@ class Workers:
         self._idle: list[_Worker] = []
         self._running: dict[_Worker, int] = {}
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "ProcessRunner":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes and what they run."""
+        """End the processes and what they run."""
         workers = [*self._idle, *self._running]
         for worker in workers:
             worker.process.terminate()
@@ -62,37 +68,37 @@ class Workers:
             worker.process.kill()
             worker.connection.close()
 
-    def run(self, cells: Sequence[Cell], title: str = "runs") -> list[Ended]:
-        """Makes every run, whatever becomes of the others; how they ended, in order."""
-        configs = [cell.load() for cell in cells]
+    def run(self, trials: Sequence[Trial], title: str = "runs") -> list[End]:
+        """Make every trial, whatever becomes of the others, and return how each ended, in order."""
+        configs = [trial.load() for trial in trials]
 
-        def look() -> dict[int, Ended]:
-            indices = {worker: self._running.pop(worker) for worker in self._ready()}
-            return {index: self._take(worker, configs[index]) for worker, index in indices.items()}
+        def poll() -> dict[int, End]:
+            indices = {worker: self._running.pop(worker) for worker in self._find_ready()}
+            return {index: self._receive(worker, configs[index]) for worker, index in indices.items()}
 
-        return take_turns(configs, self.jobs, title, lambda index: self._give(configs[index], index), look)
+        return run_queue(configs, self.jobs, title, lambda index: self._start(configs[index], index), poll)
 
-    def _give(self, config: RunConfig, index: int) -> None:
+    def _start(self, config: RunConfig, index: int) -> None:
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
         worker = self._idle.pop() if self._idle else _start_worker()
         self._running[worker] = index
-        with contextlib.suppress(OSError):  # it has died just now: `_take` finds its end
+        with contextlib.suppress(OSError):  # it has died just now: `_receive` sees how
             worker.connection.send(config)
 
-    def _ready(self) -> list[_Worker]:
+    def _find_ready(self) -> list[_Worker]:
         ready = wait([worker.connection for worker in self._running], timeout=_POLL_S)
         return [worker for worker in self._running if worker.connection in ready]
 
-    def _take(self, worker: _Worker, config: RunConfig) -> Ended:
+    def _receive(self, worker: _Worker, config: RunConfig) -> End:
         try:
-            ended = worker.connection.recv()
+            end = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(_GRACE_S)
-            error = _describe_death(worker.process.exitcode)
-            run_dir_of(config).mark_ended("failed", Failure(rank=0, message=error))
-            return Ended(error, 0.0)
+            failure = _describe_death(worker.process.exitcode)
+            run_dir_of(config).mark_ended("failed", Failure(rank=0, message=failure))
+            return End(failure, 0.0)
         self._idle.append(worker)
-        return ended
+        return end
 
 
 def _start_worker() -> _Worker:
@@ -112,27 +118,22 @@ def _start_worker() -> _Worker:
 
 
 def _work(connection: Connection) -> None:
-    """A worker's life: configs come, `Ended` goes, until the other end closes or says to end."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run configs as they come and send an `End` for each, until the other side closes or asks this one to end."""
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         while True:
             config = connection.recv()
             started = time.perf_counter()
-            error = _run(config)
-            connection.send(Ended(error, time.perf_counter() - started))
+            failure = _run(config)
+            connection.send(End(failure, time.perf_counter() - started))
     except Interrupted:
         sys.exit(EXIT_INTERRUPTED)
     except (EOFError, ConnectionError):
         pass  # whoever asked for the runs is gone
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Interrupted
-
-
 def _run(config: RunConfig) -> str | None:
-    """One run; what went wrong, or None."""
+    """Run one trial and return its failure, or None."""
     directory = run_dir_of(config).path
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOG).open("w") as log:
@@ -153,5 +154,5 @@ def _run(config: RunConfig) -> str | None:
 def _describe_death(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
         return f"its process ended with exit status {exitcode}"
-    found = signal.Signals(-exitcode)
-    return f"its process was killed by {found.name}" + (" (out of memory?)" if found == signal.SIGKILL else "")
+    received = signal.Signals(-exitcode)
+    return f"its process was killed by {received.name}" + (" (out of memory?)" if received == signal.SIGKILL else "")

@@ -12,11 +12,11 @@ from torchx.tracker.api import AppRun
 from torchx.tracker.backend.fsspec import create
 
 from configs.load import flatten
-from launch.tracking import figures, track_end, track_start
+from launch.runners.tracking import figures, track_end, track_start
 from recsys.runs.run_dir import RunDir
 from tests.recsys.runs.summaries import summary_of
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001"]
 
 
