@@ -9,7 +9,8 @@ SECTIONS = {
         "train": "launch.train",
         "compare": "launch.compare",
     },
-    "Networks and clusters": {
+    "Measure and project": {
+        "bench": "launch.bench",
         "project": "launch.project",
     },
 }

@@ -28,11 +28,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch import bench_methods, compare, compress, experiments, figure2, microbench, project
+from launch import bench_methods, compare, compress, experiments, figure2, project
 from launch.netlab.command import print_outcome as print_crossover
 from launch.runners.trial import Outcome
 from launch.validate_timing import print_proofs
 from pss.theory.__main__ import main as theory
+from recsys.bench import kernel_run
 from recsys.bench.kernel_bench import GRIDS, KernelReport, KernelSettings
 from recsys.bench.kernel_bench import to_json as kernels_to_json
 from recsys.bench.kernel_grid import KernelSize
@@ -156,8 +157,8 @@ def _read_measurement(stored: dict[str, Any]) -> Measurement:
 def print_stored_kernels(grid: str) -> None:
     report, console = read_kernels(f"kernels/{grid}.json"), Console(highlight=False, width=120)
     for size in dict.fromkeys(measurement.size for measurement in report.measurements):
-        console.print(microbench.size_table(report, [m for m in report.measurements if m.size == size]))
-    microbench.print_outcome(report, console)
+        console.print(kernel_run.size_table(report, [m for m in report.measurements if m.size == size]))
+    kernel_run.print_outcome(report, console)
     Path(f"{grid}.json").write_text(json.dumps(kernels_to_json(report), indent=2, allow_nan=False))
 
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from launch import microbench
 from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.microbench import choose_sizes, main, parse_arguments
+from launch.microbench import main as command
 from pss.kernels import robe_bags
+from recsys.bench import kernel_run
 from recsys.bench.kernel_bench import GRIDS
 from recsys.bench.kernel_grid import KernelSize, paper_sizes, reduced_sizes
+from recsys.bench.kernel_run import KernelRequest, choose_sizes
 from recsys.runs.hardware import huge_page_share
 
 TINY = ["--d", "8", "--z", "4", "--m", "0.004", "--batch", "16", "--rows", "600", "--features", "3", "--rounds", "3"]
@@ -20,13 +21,18 @@ needs_kernels = pytest.mark.skipif(not robe_bags.is_available("cpu"), reason="no
 
 @pytest.fixture(autouse=True)
 def _leave_the_process_as_it_is(monkeypatch):
-    """The heap is set for the rest of a process, and so is a signal's handler."""
-    monkeypatch.setattr(microbench, "keep_freed_memory", lambda: True)
-    monkeypatch.setattr(microbench.signal, "signal", lambda *_: None)
+    """The heap is set for the rest of a process."""
+    monkeypatch.setattr(kernel_run, "keep_freed_memory", lambda: True)
+
+
+def main(arguments):
+    assert command(arguments, standalone_mode=False) is None
 
 
 def sizes(*arguments, budget_bytes=1e12):
-    return choose_sizes(parse_arguments(arguments), budget_bytes)
+    asked = command.make_context("kernels", list(arguments)).params
+    del asked["as_json"], asked["output"]
+    return choose_sizes(KernelRequest(**asked), budget_bytes)
 
 
 def test_sizes_by_default_are_the_selection():
@@ -34,7 +40,7 @@ def test_sizes_by_default_are_the_selection():
 
 
 def test_what_is_chosen_is_measured_in_every_combination():
-    found = sizes("--z", "8", "64", "--m", "1", "2.5", "--d", "32")
+    found = sizes("--z", "8,64", "--m", "1,2.5", "--d", "32")
     assert found == [KernelSize(32, z, m, 10_240) for z in (8, 64) for m in (1_000_000, 2_500_000)]
     assert sizes("--ids", "zipf", "--ids-per-bag", "10") == [KernelSize(64, 16, 10_000_000, 10_240, 10, "zipf")]
 
@@ -51,7 +57,7 @@ def test_rows_follow_from_memory():
 
 def test_the_paper_grid_is_table_2():
     assert sizes("--grid", "paper") == paper_sizes()
-    assert {size.rows for size in sizes("--grid", "paper", "--n", "4", "0.5")} == {4_000_000, 500_000}
+    assert {size.rows for size in sizes("--grid", "paper", "--n", "4,0.5")} == {4_000_000, 500_000}
 
 
 @pytest.mark.parametrize(
@@ -66,13 +72,13 @@ def test_the_paper_grid_is_table_2():
         (["--grid", "paper", "--d", "16"], "--d: the grid paper is that of the paper"),
         (["--grid", "paper", "--full"], "--full: the grid paper is that of the paper"),
         (["--n", "4"], "--n is of the grid paper"),
-        (["--grid", "papers"], "invalid choice: 'papers'"),
-        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--grid", "papers"], "'papers' is not one of 'bars', 'paper'"),
+        (["--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
     ],
 )
 def test_mistakes_end_before_anything_runs(arguments, said, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--output", str(tmp_path / "out")])
+        command([*arguments, "--output", str(tmp_path / "out")])
     assert ended.value.code == EXIT_MISTAKE
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -81,16 +87,14 @@ def test_mistakes_end_before_anything_runs(arguments, said, capsys, tmp_path):
 def test_a_device_that_is_not_there_is_a_mistake(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
-        main(["--device", "cuda", "--output", str(tmp_path / "out")])
+        command(["--device", "cuda", "--output", str(tmp_path / "out")])
     assert ended.value.code == EXIT_MISTAKE
     assert "PyTorch sees no CUDA device" in capsys.readouterr().err
 
 
 @needs_kernels
 def test_the_whole_at_tiny_sizes(tmp_path, capsys):
-    main(
-        [*TINY, "--z", "4", "32", "--threads", "2", "1", "--output", str(tmp_path), "--json", str(tmp_path / "b.json")]
-    )
+    main([*TINY, "--z", "4,32", "--threads", "2,1", "--output", str(tmp_path)])
     out = capsys.readouterr().out
     tables, said = out.split("Every competitor is timed")
     assert max(map(len, tables.splitlines())) <= 120
@@ -101,7 +105,6 @@ def test_the_whole_at_tiny_sizes(tmp_path, capsys):
     assert "Freed memory stays in the heap" in said
     assert ("of the memory is in huge pages" in said) == (huge_page_share() is not None)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results == json.loads((tmp_path / "b.json").read_text())
     assert results["status"] == "finished"
     assert results["settings"]["threads"] == [1, 2]
     assert [(m["size"]["block_size"], m["threads"]) for m in results["measurements"]] == [
@@ -120,9 +123,15 @@ def test_the_whole_at_tiny_sizes(tmp_path, capsys):
 
 
 @needs_kernels
+def test_json_is_alone_on_stdout(tmp_path, capsys):
+    main([*TINY, "--threads", "1", "--output", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "results.json").read_text())
+
+
+@needs_kernels
 def test_the_paper_grid_at_tiny_sizes(tmp_path, capsys, monkeypatch):
     few = [replace(size, batch_size=64) for size in paper_sizes([20_000])]
-    monkeypatch.setattr(microbench, "paper_sizes", lambda _: few)
+    monkeypatch.setattr(kernel_run, "paper_sizes", lambda _: few)
     main(["--grid", "paper", "--rounds", "3", "--threads", "1", "--output", str(tmp_path)])
     out = capsys.readouterr().out
     assert "(e) backward, dense gradient, by Z at 100x, ms, 1 thread" in out
@@ -135,8 +144,8 @@ def test_the_paper_grid_at_tiny_sizes(tmp_path, capsys, monkeypatch):
 
 @needs_kernels
 def test_what_does_not_fit_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(microbench, "available_bytes", lambda _: 500_000)
-    main([*TINY, "--rows", "100000", "--m", "0.004", "4", "--threads", "1", "--output", str(tmp_path)])
+    monkeypatch.setattr(kernel_run, "available_bytes", lambda _: 500_000)
+    main([*TINY, "--rows", "100000", "--m", "0.004,4", "--threads", "1", "--output", str(tmp_path)])
     out = capsys.readouterr().out
     assert "fewer than the 100,000 asked for" in out
     assert "Skipped: ROBE fused SGD, array of 4 MB, Z = 4: " in out
@@ -145,7 +154,7 @@ def test_what_does_not_fit_is_said(tmp_path, capsys, monkeypatch):
 
 @needs_kernels
 def test_an_interruption_keeps_what_there_is(tmp_path, capsys, monkeypatch):
-    run = microbench.KernelBench.run
+    run = kernel_run.KernelBench.run
 
     def interrupted(self, sizes):
         for number, measured in enumerate(run(self, sizes)):
@@ -153,12 +162,17 @@ def test_an_interruption_keeps_what_there_is(tmp_path, capsys, monkeypatch):
                 signal.raise_signal(signal.SIGINT)
             yield measured
 
-    monkeypatch.setattr(microbench.KernelBench, "run", interrupted)
+    monkeypatch.setattr(kernel_run.KernelBench, "run", interrupted)
     with pytest.raises(SystemExit) as ended:
-        main([*TINY, "--m", "0.004", "0.008", "0.016", "--threads", "1", "--output", str(tmp_path)])
+        command([*TINY, "--m", "0.004,0.008,0.016", "--threads", "1", "--output", str(tmp_path)])
     assert ended.value.code == EXIT_INTERRUPTED
     assert "partial results" in capsys.readouterr().err
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["status"] == "interrupted"
     assert len(results["measurements"]) == 2
     assert "interrupted: partial figures" in (tmp_path / "index.html").read_text()
+
+
+def test_help_names_every_grid():
+    (grid,) = (option for option in command.params if option.name == "grid")
+    assert list(grid.type.choices) == list(GRIDS)

@@ -1,0 +1,18 @@
+"""Measure this machine: kernels, and whether time is measured rightly."""
+
+from launch import cli
+
+SECTIONS = {
+    "Benchmarks": {
+        "kernels": "launch.microbench",
+    },
+}
+
+
+@cli.group("bench", __doc__, summary="Measure this machine: kernels, methods, steps, clocks.", sections=SECTIONS)
+def main() -> None:
+    """Each benchmark is a command of its own."""
+
+
+if __name__ == "__main__":
+    main()
