@@ -30,8 +30,9 @@ def escape_markdown(text: str) -> str:
 
 
 def _latex_symbol(found: re.Match[str]) -> str:
-    is_hyphen_before_another = found[0] == "-" and found.string[found.end() : found.end() + 1] == "-"
-    return "-{}" if is_hyphen_before_another else _LATEX.get(found[0], found[0])  # LaTeX sets -- as a dash
+    letter, after = found[0], found.string[found.end() : found.end() + 1]
+    is_joined = letter in "-–" and after in ("-", "–")  # LaTeX makes one dash of hyphens beside each other
+    return _LATEX.get(letter, letter) + ("{}" if is_joined else "")
 
 
 def escape_latex(text: str) -> str:

@@ -52,6 +52,8 @@ Item = TypeVar("Item")
 
 _LATEX_ALIGN = {"left": "l", "right": "r", "center": "c"}
 _MARKDOWN_ALIGN = {"left": "---", "right": "---:", "center": ":---:"}
+_LONG = 40
+"""Letters of a text from which on a page folds it."""
 _LINK_SCHEMES, _LINK_LETTERS = ("", "http", "https", "file"), ":/?#@!$&'*+,;=%~"
 
 
@@ -241,8 +243,8 @@ class Table:
         )
         notes = Markup().join(Markup("<li>{}</li>").format(note) for note in self.notes)
         return Markup(
-            '{}<div class="scroll" tabindex="0" role="region" aria-label="{}"><table class="sortable">\n'
-            "<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody></table></div>{}"
+            '{}<div class="box"><div class="scroll" tabindex="0" role="region" aria-label="{}">\n'
+            '<table class="sortable"><thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody></table></div></div>{}'
         ).format(
             Markup("<h3>{}</h3>\n").format(self.title) if self.title else "",
             self.title or "table",
@@ -298,7 +300,8 @@ def _tooltip(meaning: str) -> "Markup":
 def _small(detail: str) -> "Markup":
     from markupsafe import Markup
 
-    return Markup("<small>{}</small>").format(detail) if detail else Markup()
+    long = Markup(' class="long"') if len(detail) > _LONG else ""
+    return Markup("<small{}>{}</small>").format(long, detail) if detail else Markup()
 
 
 def _html_cell(cell: Cell, index: int, align: str, has_values: bool) -> "Markup":
@@ -317,7 +320,7 @@ def _html_cell(cell: Cell, index: int, align: str, has_values: bool) -> "Markup"
     )
     return Markup('<{} class="{}"{} data-sort="{}">{}{}{}</{}>').format(
         Markup("td" if index else 'th scope="row"'),
-        f"{align} {cell.emphasis}".strip(),
+        " ".join(filter(None, (align, cell.emphasis, "long" * (len(cell.text) > _LONG)))),
         _tooltip(cell.meaning),
         "" if key is None else key,
         swatch.format(cell.style.colour, cell.style.stroke) if cell.style else "",
