@@ -10,10 +10,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.browser import needs_chromium, open_browser
+
 ROOT = Path(__file__).parent.parent.parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARTEFACTS = Path(os.environ.get("PSS_BENCH_ARTEFACTS", ROOT / ".artefacts"))
-FLAGS = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync")
 CHARTS = (
     "computing, ms a step",
     "exposed communication, ms a step",
@@ -62,12 +62,10 @@ def wait_for_runs(address, timeout_s=60):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs_chromium
 def test_two_runs_overlay_in_the_charts_of_communication_against_computing(address):
-    playwright = pytest.importorskip("playwright.sync_api")
     wait_for_runs(address)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS])
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1500, "height": 1400})
         page.goto(f"{address}/#custom_scalars")
         page.get_by_text("communication against computing").first.wait_for(timeout=60_000)
@@ -80,5 +78,4 @@ def test_two_runs_overlay_in_the_charts_of_communication_against_computing(addre
         page.goto(f"{address}/#images")
         page.get_by_text("where the time goes").first.wait_for(timeout=30_000)
         page.screenshot(path=ARTEFACTS / "tensorboard_images.png")
-        browser.close()
     assert (ARTEFACTS / "tensorboard_custom_scalars.png").stat().st_size > 20_000
