@@ -11,6 +11,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 """Okabe and Ito's eight for colour-blind readers, without black (text) and yellow (faint on white), with a violet."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-down", "triangle-up", "x", "star", "pentagon")
+ORIGIN_COLOURS = {"measured": "#009e73", "emulated": "#e69f00", "published": "#7a7f87", "projected": "#0072b2"}
+"""Where a figure comes from, as a tag in words and a colour."""
 _STROKES = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 2 2 2", "longdash": "9 3"}
 
 
