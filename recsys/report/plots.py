@@ -4,8 +4,8 @@ A setup has one colour, dash and symbol in all of them. Every trace names its se
 show it everywhere at once. Colours of text and grid are the page's: they follow the reader's light or dark theme.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,46 +13,17 @@ import numpy as np
 from recsys.report.comparison import Comparison, Setup
 from recsys.report.curves import Point
 from recsys.report.numbers import format_count, format_seconds
+from recsys.report.page import Figure, Plot
+from recsys.report.palette import BASELINE, BASELINE_COLOUR, Style, choose_style
 from recsys.runs.metrics import TRAIN_LOG_LOSS
 
-Figure = dict[str, Any]
-
-BASELINE_COLOUR = "#7a7f87"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")  # Okabe & Ito without yellow
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-down")
 _LINE_POINTS = 300
 
 
-@dataclass(frozen=True)
-class Style:
-    colour: str
-    dash: str
-    symbol: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    """figures: one for each split it can be drawn for, or a single one under ""."""
-
-    id: str
-    title: str
-    caption: str
-    figures: dict[str, Figure]
-    height: int = 340
-
-
 def choose_styles(comparison: Comparison) -> list[Style]:
-    """One style a setup: grey for the baseline, then colours, then the same colours with another dash and symbol."""
-    styles, others = [], 0
-    for setup in comparison.setups:
-        if setup.is_baseline:
-            styles.append(Style(BASELINE_COLOUR, "solid", "circle"))
-            continue
-        again, colour = divmod(others, len(_COLOURS))
-        styles.append(Style(_COLOURS[colour], _DASHES[again % len(_DASHES)], _SYMBOLS[again % len(_SYMBOLS)]))
-        others += 1
-    return styles
+    """Return one style a setup: grey for the baseline, then colours, then the same colours with another dash."""
+    others = itertools.count()
+    return [BASELINE if setup.is_baseline else choose_style(next(others)) for setup in comparison.setups]
 
 
 def quality_plots(comparison: Comparison, styles: Sequence[Style]) -> list[Plot]:
