@@ -35,7 +35,7 @@ from launch.runners.tuning import RATE, choose_rate, tune
 from recsys.data.data import build_dataset
 from recsys.data.movielens import TABLES, find_tables, table_overrides
 from recsys.embedding.embeddings import METHODS, build_embedding
-from recsys.report.compared_runs import ComparisonError, load_runs
+from recsys.report.run import ComparisonError, load_runs
 from recsys.runs.run_dir import write_atomically
 from recsys.studies.method_page import write_method_page
 from recsys.studies.method_rows import MethodRow, MethodTable, RateTrial, build_method_table, to_json

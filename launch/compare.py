@@ -48,10 +48,10 @@ def main(
     allow_differences: bool,
 ) -> None:
     """Print the comparison, and write its page."""
-    from recsys.report.compared_runs import ComparisonError
     from recsys.report.comparison import compare
-    from recsys.report.comparison_output import format_document, print_comparison, to_json
-    from recsys.report.report import write_report
+    from recsys.report.comparison_output import format_document, print_comparison
+    from recsys.report.comparison_page import build_page
+    from recsys.report.run import ComparisonError
 
     if as_json and markdown:
         raise cli.Mistake("--json and --markdown: one of them at a time")
@@ -59,7 +59,7 @@ def main(
     with cli.mistakes(ComparisonError):
         comparison = compare(directories or runs, target_auc, allow_differences)
     if as_json:
-        print(json.dumps(to_json(comparison), indent=2, allow_nan=False))
+        print(json.dumps(comparison.to_json(), indent=2, allow_nan=False))
     elif markdown:
         print(format_document(comparison))
     else:
@@ -68,7 +68,7 @@ def main(
         output = Path()
     if output is not None:
         try:
-            write_report(comparison, output / PAGE)
+            build_page(comparison).write(output / PAGE)
         except OSError as error:
             raise cli.Mistake(f"{output / PAGE} cannot be written: {error.strerror}") from error
         print(f"page: {output / PAGE}", file=sys.stderr)

@@ -35,8 +35,7 @@ from launch.netlab.netlab_cells import Sweep, Task, build_tasks, measure_cell, r
 from recsys.bench.kernel_table import format_ms
 from recsys.cost.crossover_map import Cell, Link, describe_doubts, describe_outcome, links_of, read_cells
 from recsys.cost.crossover_page import write_crossover_page
-from recsys.report.numbers import format_ratio
-from recsys.report.result_table import MISSING
+from recsys.report.numbers import MISSING, format_ratio
 from recsys.runs.run_dir import describe_environment, write_atomically
 
 EXIT_FAILED = 1

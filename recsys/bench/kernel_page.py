@@ -21,8 +21,10 @@ from recsys.bench.kernel_table import (
 )
 from recsys.bench.kernel_timing import Measurement
 from recsys.bench.paper_table2 import PAPER_ROWS
-from recsys.report.page import as_script_data, write_page
-from recsys.report.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
+from recsys.report.escape import escape_plotly
+from recsys.report.page import Figure, as_script_data, write_page
+from recsys.report.palette import BASELINE_COLOUR
+from recsys.report.plots import axis, figure, rounded
 
 _TEMPLATE = "kernel_page.html.j2"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7a7f87", "#1b9e77")
@@ -161,7 +163,7 @@ def bound_figure(report: KernelReport, operation: Any, threads: int) -> Figure:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": escape(COMPETITORS[name].label),
+                "name": escape_plotly(COMPETITORS[name].label),
                 "x": [rounded(bound) for _, bound, _ in found],
                 "y": [rounded(median) for _, _, median in found],
                 "marker": {"color": colour, "symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 9, "opacity": 0.8},
@@ -183,7 +185,7 @@ def bound_figure(report: KernelReport, operation: Any, threads: int) -> Figure:
 
 def _size_label(size: KernelSize) -> str:
     rows = f" · n {size.rows / 1e6:g} M · {size.compression:,.0f}x" if size.features == 1 else ""
-    return escape(size.label) + rows
+    return escape_plotly(size.label) + rows
 
 
 def paper_figures(report: KernelReport) -> dict[str, Figure]:

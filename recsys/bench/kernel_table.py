@@ -20,7 +20,8 @@ from recsys.bench.kernel_cases import (
 )
 from recsys.bench.kernel_timing import Measurement, Timing
 from recsys.bench.paper_table2 import DOUBTS, HARDWARE, PAPER_ROWS, TABLE2, Block
-from recsys.report.result_table import MISSING, Cell
+from recsys.report.numbers import MISSING
+from recsys.report.table import Cell
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def describe_scaling(report: KernelReport) -> list[str]:
     rows = [row for row in build_rows(report, report.measurements) if row.measurement.threads == counts[-1]]
     parts = []
     for name in report.grid.competitors:
-        cells = [_over_fewest(operation)(row).sort for row in rows if row.name == name]
+        cells = [_over_fewest(operation)(row).value for row in rows if row.name == name]
         found = [value for value in cells if isinstance(value, float)]
         if found:
             parts.append(f"{COMPETITORS[name].label} {median(found):.2f}")

@@ -24,9 +24,11 @@ from recsys.cost.crossover_map import (
     ratios_over_batch,
     read_cells,
 )
+from recsys.report.escape import escape_plotly
 from recsys.report.numbers import format_bytes, format_ratio
-from recsys.report.page import as_script_data, write_page
-from recsys.report.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
+from recsys.report.page import Figure, as_script_data, write_page
+from recsys.report.palette import BASELINE_COLOUR
+from recsys.report.plots import axis, figure, rounded
 
 _TEMPLATE = "crossover_page.html.j2"
 _COLOURS: dict[Side, Sequence[str]] = {
@@ -169,7 +171,7 @@ def time_figure(cells: Sequence[Cell]) -> Figure:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": escape(label),
+                "name": escape_plotly(label),
                 "x": [batch_size for batch_size, _ in points],
                 "y": [rounded(s.median_ms) for _, s in points],
                 "error_y": {"type": "data", "symmetric": False, "thickness": 1, "width": 3}
@@ -203,7 +205,7 @@ def parts_figure(cell: Cell) -> Figure:
             "type": "bar",
             "orientation": "h",
             "name": part,
-            "y": [escape(setup.label) for setup in setups],
+            "y": [escape_plotly(setup.label) for setup in setups],
             "x": [rounded(setup.parts_ms[part]) for setup in setups],
             "marker": {"color": colour},
             "hovertemplate": f"{part}: %{{x:.3g}} ms",
@@ -211,7 +213,12 @@ def parts_figure(cell: Cell) -> Figure:
         for part, colour in _PART_COLOURS.items()
     ]
     ends = [
-        {"x": setup.median_ms, "y": escape(setup.label), "text": f"{format_ms(setup.median_ms)} ms", "showarrow": False}
+        {
+            "x": setup.median_ms,
+            "y": escape_plotly(setup.label),
+            "text": f"{format_ms(setup.median_ms)} ms",
+            "showarrow": False,
+        }
         | {"xanchor": "left", "xshift": 6, "font": {"size": 11.5, "color": BASELINE_COLOUR}}
         for setup in setups
     ]

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from recsys.report.plots import BASELINE_COLOUR, Figure, axis, figure, rounded
+from recsys.report.page import Figure
+from recsys.report.palette import BASELINE_COLOUR
+from recsys.report.plots import axis, figure, rounded
 
 Part = Literal["a", "b"]
 TEST_SAMPLES = 89_137_319

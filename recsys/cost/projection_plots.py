@@ -11,7 +11,10 @@ from recsys.bench.kernel_table import format_ms
 from recsys.cost.cost_fit import FOLDS, Prediction
 from recsys.cost.projection import FULL, Point, Projector, batch_grid, name_setup
 from recsys.cost.projection_table import ProjectionReport, describe_place, models_of
-from recsys.report.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
+from recsys.report.escape import escape_plotly
+from recsys.report.page import Figure
+from recsys.report.palette import BASELINE_COLOUR
+from recsys.report.plots import axis, figure, rounded
 
 ORIGIN_COLOURS = {"measured": "#009e73", "emulated": "#e69f00", "published": "#7a7f87", "projected": "#0072b2"}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -64,7 +67,7 @@ def _line(
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": escape(name),
+        "name": escape_plotly(name),
         "x": [rounded(value) for value in x],
         "y": [rounded(value) for value in y],
         "line": {"color": colour, "width": 2, **more.pop("line", {})},
@@ -193,10 +196,10 @@ def published_figure(report: ProjectionReport) -> Figure:
     for i, source in enumerate(dict.fromkeys(c.source for c in report.checks if c.unit == "ms")):
         found = [c for c in report.checks if c.source == source and c.unit == "ms"]
         data.append(
-            {"type": "scatter", "mode": "markers", "name": escape(source)}
+            {"type": "scatter", "mode": "markers", "name": escape_plotly(source)}
             | {"x": [rounded(c.published) for c in found], "y": [rounded(c.projected) for c in found]}
             | {"marker": {"color": ORIGIN_COLOURS["projected"], "symbol": _SYMBOLS[i], "size": 11}}
-            | {"customdata": [escape(c.label) for c in found]}
+            | {"customdata": [escape_plotly(c.label) for c in found]}
             | {"hovertemplate": "%{customdata}<br>published %{x:.3g} ms, projected %{y:.3g}"}
         )
     values = [value for trace in data for value in (*trace["x"], *trace["y"])]
@@ -235,7 +238,7 @@ def _held_out(predictions: Sequence[Prediction]) -> Figure:
 
 def _describe_prediction(prediction: Prediction) -> str:
     step = prediction.step
-    return f"{escape(step.label)}, {step.where}, batch {step.global_batch_size:,}: {prediction.error:+.0%}"
+    return f"{escape_plotly(step.label)}, {step.where}, batch {step.global_batch_size:,}: {prediction.error:+.0%}"
 
 
 def _diagonal(values: Sequence[float], factors: dict[str, float]) -> list[Figure]:

@@ -9,8 +9,7 @@ from recsys.cost.machines import Assumptions, Machine, Model
 from recsys.cost.measured_steps import MeasuredStep, worst_byte_error
 from recsys.cost.projection import FULL, Crossover, Point, Scenario
 from recsys.cost.published_steps import Check
-from recsys.report.numbers import format_count, format_ratio
-from recsys.report.result_table import MISSING
+from recsys.report.numbers import MISSING, format_count, format_ratio
 
 PUBLISHED_BATCH = 2048
 """At which the paper's epochs to the target were counted."""

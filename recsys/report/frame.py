@@ -32,8 +32,8 @@ import polars as pl
 from pydantic import TypeAdapter
 
 from configs.load import flatten
-from recsys.report.compared_runs import Run
 from recsys.report.curves import Point, TimeToTarget, mean_curve, time_to_target
+from recsys.report.run import Run
 from recsys.runs.window_timing import RankTiming, WindowTiming, average
 
 FORMAT = "pss-bench results 2"
@@ -138,10 +138,10 @@ class Arm:
         sampling_error: give a single run the standard error that was recorded beside the metric, as `<metric>_se`.
         """
         best = self._best
-        found = mean_over_runs(row.get(metric) for row in best)
-        if not sampling_error or found is None or found.n > 1 or (error := best[0].get(f"{metric}_se")) is None:
-            return found
-        return Measured(found.mean, error, "sampling", 1)
+        value = mean_over_runs(row.get(metric) for row in best)
+        if not sampling_error or value is None or value.n > 1 or (error := best[0].get(f"{metric}_se")) is None:
+            return value
+        return Measured(value.mean, error, "sampling", 1)
 
     def at_equal_time(self, metric: str, seconds: float) -> Measured | None:
         """Return the mean of a metric at the evaluation of lowest log loss in the first seconds of training."""
@@ -192,7 +192,7 @@ class Arm:
     @property
     def step_ms(self) -> float | None:
         """The step time that ratios are taken of: the mean of the runs' medians, measured interleaved where it was."""
-        return next((found.mean for column in _STEP_MS if (found := self.mean(column))), None)
+        return next((step.mean for column in _STEP_MS if (step := self.mean(column))), None)
 
     @property
     def embedding_bytes(self) -> tuple[int, int]:
@@ -304,8 +304,8 @@ def build_results(
     assert len(set(keys)) == len(keys), f"runs with one name: {sorted(keys)}"
     schema = {"run": pl.String, **dict.fromkeys(_POSITION, pl.Float64), "is_best": pl.Boolean}
     metrics = dict.fromkeys(name for row in evaluations for name in row if name not in schema)
-    found = pl.DataFrame(evaluations, schema=schema | dict.fromkeys(metrics, pl.Float64), strict=False)
-    return Results(pl.DataFrame(runs, infer_schema_length=None, strict=False), found, facts or {})
+    rows_of_metrics = pl.DataFrame(evaluations, schema=schema | dict.fromkeys(metrics, pl.Float64), strict=False)
+    return Results(pl.DataFrame(runs, infer_schema_length=None, strict=False), rows_of_metrics, facts or {})
 
 
 def _run_row(run: Run) -> dict[str, Any]:

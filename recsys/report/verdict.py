@@ -30,8 +30,11 @@ CONFIDENCE = 0.95
 
 
 class Placements(NamedTuple):
-    """above: for each positive row the share of negatives below it, V10 (m,); below: for each negative row the share of
-    positives above it, V01 (n,); both float64. The mean of either is the AUC."""
+    """DeLong's placement values of one run's scores; the mean of either is the AUC.
+
+    above: for each positive row the share of negatives below it, V10 (m,) float64. below: for each negative row the
+    share of positives above it, V01 (n,) float64.
+    """
 
     above: np.ndarray
     below: np.ndarray
@@ -39,9 +42,10 @@ class Placements(NamedTuple):
 
 @dataclass(frozen=True)
 class AucDifference:
-    """Of the first model over the second. low and high: ends of the 95 % interval; p: of no difference, two-sided.
+    """The AUC of one model minus that of another, with its interval.
 
-    seeds: runs on both sides. covers_seeds: whether the interval holds for other seeds too, or for these runs alone.
+    low and high: ends of the 95 % interval. p: of no difference, two-sided. seeds: runs on both sides. covers_seeds:
+    whether the interval holds for other seeds too, or for these runs alone.
     """
 
     difference: float
@@ -53,7 +57,7 @@ class AucDifference:
     covers_seeds: bool
 
     def judge(self, epsilon: float) -> Verdict:
-        """same: the whole interval is within ± epsilon; better, worse: all of it is beyond; undecided: neither."""
+        """Return same where the whole interval is within ± epsilon, better or worse where all of it is beyond."""
         if -epsilon <= self.low and self.high <= epsilon:
             return "same"
         if self.low > epsilon:
@@ -62,7 +66,10 @@ class AucDifference:
 
 
 def place(scores: np.ndarray, labels: np.ndarray) -> Placements:
-    """scores (r,), labels (r,) in {0, 1}. Raises ValueError where they do not belong together, or one label only."""
+    """Return the placement values of scores (r,) for labels (r,) in {0, 1}.
+
+    Raises ValueError where they do not belong together, for one label only, and for scores that are not finite.
+    """
     positive = labels == 1
     m, n = int(positive.sum()), int((~positive).sum())
     if len(scores) != len(labels) or not m or not n:
@@ -77,12 +84,15 @@ def place(scores: np.ndarray, labels: np.ndarray) -> Placements:
 
 
 def compare_scores(first: Sequence[np.ndarray], second: Sequence[np.ndarray], labels: np.ndarray) -> AucDifference:
-    """AUC of the first model minus the second's. first, second: scores (r,) of each seed, all on the rows of labels."""
+    """Return the AUC of the first model minus the second's, from the scores (r,) of each seed on the same rows."""
     return compare_placements([place(s, labels) for s in first], [place(s, labels) for s in second])
 
 
 def compare_placements(first: Sequence[Placements], second: Sequence[Placements]) -> AucDifference:
-    """Of the runs of each side, all on the same rows. Raises ValueError for a side without runs, or for other rows."""
+    """Return the AUC of the first side's runs minus the second's, all on the same rows.
+
+    Raises ValueError for a side without runs, and for runs on other rows.
+    """
     if not first or not second:
         raise ValueError(f"a difference needs runs on both sides, not {len(first)} and {len(second)}")
     if len({(len(run.above), len(run.below)) for run in (*first, *second)}) > 1:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from recsys.report.comparison import Measured
-from recsys.report.numbers import format_seconds
-from recsys.report.result_table import MISSING, Cell, format_measured
+from recsys.report.frame import Measured
+from recsys.report.numbers import MISSING, format_measured, format_seconds
+from recsys.report.table import Cell
 from recsys.studies.experiment import PaperRow
 from recsys.studies.experiment_figures import GroupFigures
 from recsys.studies.experiment_records import Results

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from recsys.report.result_table import Cell
+from recsys.report.table import Cell
 from recsys.studies.experiment_figures import GroupFigures
 from recsys.studies.experiment_tables import ExperimentTables, Table
 

@@ -12,8 +12,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from recsys.report.comparison import Measured, mean_over_runs
 from recsys.report.curves import Point, TimeToTarget, time_to_target
+from recsys.report.frame import Measured, mean_over_runs
 from recsys.report.verdict import AucDifference, Verdict
 from recsys.studies.experiment_records import Results
 

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from recsys.report.curves import mean_curve
-from recsys.report.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
+from recsys.report.escape import escape_plotly
+from recsys.report.page import Figure
+from recsys.report.palette import BASELINE_COLOUR
+from recsys.report.plots import axis, figure, rounded
 from recsys.studies.experiment import Experiment
 from recsys.studies.experiment_figures import GroupFigures
 
@@ -55,7 +58,7 @@ def _draw_group(experiment: Experiment, group: GroupFigures, over: str) -> list[
     method = experiment.find_method(group.method)
     name = method.title if group.is_baseline else f"{method.title} {group.compression:,g}×"
     curves = [run.curve() for run in group.runs]
-    common = {"type": "scatter", "name": escape(name), "legendgroup": name, "meta": {"group": name}}
+    common = {"type": "scatter", "name": escape_plotly(name), "legendgroup": name, "meta": {"group": name}}
 
     def trace(points, width: float, **more) -> Figure:
         x = [rounded(getattr(point, over)) for point in points]
@@ -63,7 +66,7 @@ def _draw_group(experiment: Experiment, group: GroupFigures, over: str) -> list[
         return common | {"x": x, "y": y, "line": {"color": colour, "dash": dash, "width": width}} | more
 
     mean = trace(mean_curve(curves), 2, mode="lines+markers", marker={"color": colour, "size": 5})
-    mean["hovertemplate"] = "%{x:.4g}: %{y:.4f}<extra>" + escape(f"{name}, mean of {len(curves)}") + "</extra>"
+    mean["hovertemplate"] = "%{x:.4g}: %{y:.4f}<extra>" + escape_plotly(f"{name}, mean of {len(curves)}") + "</extra>"
     if len(curves) == 1:
         return [mean]
     faint = {"mode": "lines", "opacity": 0.3, "showlegend": False, "hoverinfo": "skip"}

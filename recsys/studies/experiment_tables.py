@@ -6,8 +6,8 @@ The same tables go to the console, into Markdown, LaTeX, JSON and the page.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from recsys.report.numbers import format_count, format_ratio, format_seconds, three_digits
-from recsys.report.result_table import MISSING, Cell
+from recsys.report.numbers import MISSING, format_count, format_ratio, format_seconds, three_digits
+from recsys.report.table import Cell
 from recsys.studies.experiment import PaperRow
 from recsys.studies.experiment_cells import (
     NO_PAPER,

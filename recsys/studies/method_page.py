@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from recsys.report.page import as_script_data, write_page
-from recsys.report.plots import BASELINE_COLOUR, Figure, axis, escape, figure, rounded
+from recsys.report.escape import escape_plotly
+from recsys.report.page import Figure, as_script_data, write_page
+from recsys.report.palette import BASELINE_COLOUR
+from recsys.report.plots import axis, figure, rounded
 from recsys.studies.method_rows import MethodRow, MethodTable
 from recsys.studies.method_table import COLUMNS, UNFAIR, describe_failures, describe_subject, describe_tuning
 
@@ -45,11 +47,11 @@ def auc_figure(table: MethodTable) -> Figure:
 
 def _trace(name: str, index: int, aside: float, rows: Sequence[MethodRow]) -> Figure:
     again, colour = divmod(index, len(_COLOURS))
-    found = [(row, auc) for row in rows if row.figures and (auc := row.figures.test_auc)]
+    found = [(row, auc) for row in rows if row.arm and (auc := row.arm.at_best("test_auc", True))]
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": escape(name),
+        "name": escape_plotly(name),
         "x": [rounded(aside * (row.obtained or row.compression)) for row, _ in found],
         "y": [rounded(auc.mean) for _, auc in found],
         "error_y": {"type": "data", "array": [auc.plus_minus for _, auc in found], "thickness": 1.2, "width": 4},
@@ -64,7 +66,7 @@ def _trace(name: str, index: int, aside: float, rows: Sequence[MethodRow]) -> Fi
 
 
 def _draw_baseline(row: MethodRow | None) -> Figure:
-    if row is None or row.figures is None or (auc := row.figures.test_auc) is None:
+    if row is None or row.arm is None or (auc := row.arm.at_best("test_auc", True)) is None:
         return {}
     level = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": auc.mean, "y1": auc.mean, "layer": "below"}
     band = level | {"type": "rect", "y0": auc.mean - (auc.plus_minus or 0), "y1": auc.mean + (auc.plus_minus or 0)}

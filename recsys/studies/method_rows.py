@@ -13,8 +13,10 @@ from typing import Any
 
 from configs.load import flatten, resolved
 from configs.schema import RunConfig
-from recsys.report.compared_runs import Run, find_caveats, find_differences, shared_facts
-from recsys.report.comparison import Figures, Measured, measure
+from recsys.report.comparison import figures_to_json
+from recsys.report.fairness import find_caveats, find_differences, shared_facts
+from recsys.report.frame import Arm, Measured, build_results
+from recsys.report.run import Run
 from recsys.train.registry import CHOICES
 
 JSON_VERSION = 1
@@ -48,8 +50,9 @@ class MethodRow:
     errors: tuple[str, ...] = ()
 
     @cached_property
-    def figures(self) -> Figures | None:
-        return measure(self.runs, self.runs[0].summary.selected_on, None) if self.runs else None
+    def arm(self) -> Arm | None:
+        """The runs taken together."""
+        return build_results((run, {"arm": self.name}) for run in self.runs).arms()[0] if self.runs else None
 
     @property
     def is_full(self) -> bool:
@@ -183,7 +186,7 @@ def _row_to_json(row: MethodRow, table: MethodTable) -> dict[str, Any]:
         "initial_std": row.initial_std,
         "learning_rate": row.learning_rate,
         "is_at_edge": row.is_at_edge,
-        "figures": row.figures and asdict(row.figures),
+        "figures": row.arm and figures_to_json(row.arm, row.arm.fact("selected_on"), None),
         "test_auc_minus_full": difference and asdict(difference),
         "runs": [{"label": run.label, "path": str(run.path), **run.summary.model_dump()} for run in row.runs],
         "trials": [asdict(trial) for trial in row.trials],

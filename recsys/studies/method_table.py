@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recsys.report.comparison import Figures, Measured
-from recsys.report.numbers import format_bytes, format_count, format_ratio, format_seconds
-from recsys.report.result_table import MISSING, Cell, format_measured
+from recsys.report.numbers import MISSING, format_bytes, format_count, format_measured, format_ratio, format_seconds
+from recsys.report.table import Cell
 from recsys.studies.method_rows import MethodRow, MethodTable, paired_difference
 
 UNFAIR = "Not a fair comparison: the runs differ in what they should share"
@@ -35,16 +34,16 @@ def _shown(value: float | None, text: Callable[[float], str], detail: str = "") 
     return Cell(MISSING) if value is None else Cell(text(value), detail, value)
 
 
-def _mean(pick: Callable[[Figures], Measured | None], text: Callable[[float], str]):
+def _mean(column: str, text: Callable[[float], str]):
     def cell(row: MethodRow, _: MethodTable) -> Cell:
-        found = row.figures and pick(row.figures)
+        found = row.arm.mean(column) if row.arm else None
         return _shown(found.mean if found else None, text)
 
     return cell
 
 
 def _auc(row: MethodRow, table: MethodTable) -> Cell:
-    value = row.figures and row.figures.test_auc
+    value = row.arm.at_best("test_auc", sampling_error=True) if row.arm else None
     if not value:
         return Cell(MISSING)
     few = f"{value.n} of {len(table.seeds)} seeds" if value.n < len(table.seeds) else ""
@@ -52,7 +51,7 @@ def _auc(row: MethodRow, table: MethodTable) -> Cell:
 
 
 def _log_loss(row: MethodRow, _: MethodTable) -> Cell:
-    value = row.figures and row.figures.test_log_loss
+    value = row.arm.at_best("test_log_loss") if row.arm else None
     return Cell(format_measured(value, 4), "", value.mean) if value else Cell(MISSING)
 
 
@@ -69,7 +68,8 @@ def _parameters(row: MethodRow, _: MethodTable) -> Cell:
 
 
 def _best_epoch(row: MethodRow, _: MethodTable) -> Cell:
-    return _shown(row.figures.best_epoch if row.figures else None, lambda epoch: f"{epoch:.1f}")
+    found = row.arm.at_best("epoch") if row.arm else None
+    return _shown(found.mean if found else None, lambda epoch: f"{epoch:.1f}")
 
 
 def _learning_rate(row: MethodRow, _: MethodTable) -> Cell:
@@ -77,7 +77,7 @@ def _learning_rate(row: MethodRow, _: MethodTable) -> Cell:
 
 
 def _optimizer_bytes(row: MethodRow, _: MethodTable) -> Cell:
-    return _shown(row.figures.embedding_optimizer_bytes if row.figures else None, format_bytes)
+    return _shown(row.arm.embedding_bytes[1] if row.arm else None, format_bytes)
 
 
 COLUMNS = (
@@ -113,12 +113,12 @@ COLUMNS = (
     MethodColumn(
         "training time",
         "Until early stopping, without evaluation; of a machine that makes several runs at once.",
-        _mean(lambda figures: figures.train_time_s, format_seconds),
+        _mean("train_time_s", format_seconds),
     ),
     MethodColumn(
         "step, ms",
         "Forward, backward and update, median; of a machine that makes several runs at once.",
-        _mean(lambda figures: figures.step_ms_p50, lambda ms: f"{ms:.2f}"),
+        _mean("step_ms.p50", lambda ms: f"{ms:.2f}"),
     ),
     MethodColumn(
         "initial std",

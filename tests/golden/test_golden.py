@@ -28,7 +28,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch import bench_methods, compare, compress, figure2, project, study
+from launch import bench_methods, compare, compress, experiments, figure2, project
 from launch.netlab.command import print_outcome as print_crossover
 from launch.runners.trial import Outcome
 from launch.validate_timing import print_proofs
@@ -198,7 +198,7 @@ CASES = [
     command(compare.main, f"{FINISHED} sweep/unlike_s0 --allow-differences --markdown", {"compare/unlike.md": STDOUT}),
     *(
         command(
-            study.main,
+            experiments.main,
             f"--show experiments/{name}/results.parquet",
             {
                 f"experiments/{name}.txt": STDOUT,
@@ -211,7 +211,7 @@ CASES = [
     ),
     *(
         command(
-            study.main,
+            experiments.main,
             f"--show experiments/{name}/results.parquet --json",
             {f"experiments/{name}.json": STDOUT},
             status=1,

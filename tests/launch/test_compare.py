@@ -75,32 +75,32 @@ def test_a_page_among_the_runs_is_passed_over(demo, tmp_path):
 
 def test_json_is_complete_and_alone_on_stdout(demo, capsys, tmp_path):
     main([*demo, "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {
         "version", "baseline", "target", "best_possible", "setups", "runs", "varied", "differences", "caveats"
     }  # fmt: skip
-    assert found["baseline"] == "demo_sharded"
-    assert set(found["target"]) == {"auc", "split", "rule"}
-    assert found["best_possible"] == {"auc": 0.8041, "log_loss": 0.4389, "base_rate": 0.2531}
-    for setup in found["setups"]:
+    assert printed["baseline"] == "demo_sharded"
+    assert set(printed["target"]) == {"auc", "split", "rule"}
+    assert printed["best_possible"] == {"auc": 0.8041, "log_loss": 0.4389, "base_rate": 0.2531}
+    for setup in printed["setups"]:
         assert set(setup["figures"]) == FIGURES
         assert set(setup["ratios"]) == {"step_time", "embedding_bytes", "time_to_target", "relative_time"}
         assert {"label", "method", "placement", "sharding", "seeds", "status", "parameters", "compression"} <= set(
             setup
         )
-    assert set(found["setups"][1]["figures"]["test_auc"]) == {"mean", "plus_minus", "source", "n"}
-    assert found["setups"][1]["ratios"]["step_time"] == pytest.approx(6.6 / 9.3)
-    assert found["setups"][1]["figures"]["target"] == {"runs": 0, "observed": None, "interpolated": None}
-    assert [setup["figures"]["time"] for setup in found["setups"]] == [None] * 3
-    assert {run["label"] for run in found["runs"]} == {"demo_sharded", "demo_robe", "demo_robe_single"}
-    assert all(len(run["commit"]) == 40 for run in found["runs"])
+    assert set(printed["setups"][1]["figures"]["test_auc"]) == {"mean", "plus_minus", "source", "n"}
+    assert printed["setups"][1]["ratios"]["step_time"] == pytest.approx(6.6 / 9.3)
+    assert printed["setups"][1]["figures"]["target"] == {"runs": 0, "observed": None, "interpolated": None}
+    assert [setup["figures"]["time"] for setup in printed["setups"]] == [None] * 3
+    assert {run["label"] for run in printed["runs"]} == {"demo_sharded", "demo_robe", "demo_robe_single"}
+    assert all(len(run["commit"]) == 40 for run in printed["runs"])
     assert not (tmp_path / "report.html").exists()
 
 
 def test_json_of_profiled_runs_says_where_the_time_goes(tmp_path, capsys):
     main([*map(str, write_demo(tmp_path / "runs", windows=2)), "--json"])
-    found = json.loads(capsys.readouterr().out)
-    times = [setup["figures"]["time"] for setup in found["setups"]]
+    printed = json.loads(capsys.readouterr().out)
+    times = [setup["figures"]["time"] for setup in printed["setups"]]
     assert [len(time["ranks"]) for time in times] == [2, 2, 1]
     for time in times:
         assert set(time) == TIME
@@ -110,7 +110,7 @@ def test_json_of_profiled_runs_says_where_the_time_goes(tmp_path, capsys):
             for kind in rank["collectives"].values():
                 assert set(kind) == {"count", "bytes", "ms", "wait_ms", "transfer_ms"}
     assert set(times[0]["mean"]["collectives"]) == {"all_reduce", "all_to_all"}
-    assert [len(run["profiles"]) for run in found["runs"]] == [2, 2, 2]
+    assert [len(run["profiles"]) for run in printed["runs"]] == [2, 2, 2]
 
 
 def test_table_of_profiled_runs_has_the_exposed_share_and_the_bytes(tmp_path, capsys, demo):
@@ -138,9 +138,9 @@ def test_markdown(demo, capsys):
 
 def test_target_auc(demo, capsys):
     main([*demo, "--json", "--target-auc", "0.74"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["target"] == {"auc": 0.74, "split": "validation", "rule": "given on the command line"}
-    assert all(setup["figures"]["target"]["observed"] for setup in found["setups"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["target"] == {"auc": 0.74, "split": "validation", "rule": "given on the command line"}
+    assert all(setup["figures"]["target"]["observed"] for setup in printed["setups"])
 
 
 @pytest.mark.parametrize("value", ["0.4", "1", "76", "high", "nan"])
@@ -150,10 +150,10 @@ def test_an_impossible_target_is_refused(demo, capsys, value):
 
 def test_unlike_runs_are_refused_unless_allowed(demo, capsys, tmp_path):
     other = str(write_run(tmp_path, "other", config={"training.epochs": 3.0, "evaluation.patience": 1}))
-    said = refuse(capsys, *demo, other)
-    assert "training.epochs: 2.0 (demo_sharded, demo_robe, demo_robe_single), 3.0 (other)" in said
-    assert "evaluation.patience: 0 (demo_sharded, demo_robe, demo_robe_single), 1 (other)" in said
-    assert "--allow-differences" in said
+    error = refuse(capsys, *demo, other)
+    assert "training.epochs: 2.0 (demo_sharded, demo_robe, demo_robe_single), 3.0 (other)" in error
+    assert "evaluation.patience: 0 (demo_sharded, demo_robe, demo_robe_single), 1 (other)" in error
+    assert "--allow-differences" in error
     assert not Path("report.html").exists()
     main([*demo, other, "--allow-differences"])
     printed = capsys.readouterr().out

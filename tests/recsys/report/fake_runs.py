@@ -4,15 +4,18 @@ import copy
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from recsys.runs.run_dir import RunDir
+from recsys.runs.summary import RunSummary
+
 FULL_PARAMETERS = 54_002_864
 TRAIN_ROWS, BATCH = 400_000, 512
-BEST = {"auc": 0.8041, "log_loss": 0.4389, "base_rate": 0.2531}
+BEST_AUC, BEST_LOG_LOSS = 0.8041, 0.4389
 
 CONFIG: dict[str, Any] = {
     "run": {"seed": 0, "dir": "runs", "device": "auto", "overwrite": True},
@@ -39,12 +42,61 @@ ENVIRONMENT: dict[str, Any] = {
     "command": ["train.py", "configs/demo_robe.toml", "run.dir=runs/demo"],
 }
 
+PLAN = "Placement of the embeddings\n table  sharding  kernel  rank 0 bytes\n C1  <table_wise>  fused  1,024\n"
+
 Evaluation = tuple[float, int, float, float]
 """time_s, samples, epoch, validation AUC"""
 
 
-def lay(table: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Sets {"training.epochs": 3} and the like in nested tables."""
+def write_run(
+    root: Path,
+    name: str,
+    *,
+    method: str = "robe",
+    compression: float = 1.0,
+    seed: int = 0,
+    ranks: int = 2,
+    threads: int = 1,
+    step_ms: float | None = 10.0,
+    evaluations: Sequence[Evaluation] | None = None,
+    final_auc: float = 0.766,
+    slowness: float = 1.0,
+    optimizer_bytes: int = 0,
+    windows: int = 0,
+    config: Mapping[str, Any] | None = None,
+    summary: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a run and return its directory.
+
+    windows: how many are profiled. config, summary and environment: dotted keys laid over what is written otherwise,
+    valid or not.
+    """
+    if evaluations is None:
+        evaluations = plausible_evaluations(step_ms or 10.0, final_auc, slowness, seed)
+    tables = copy.deepcopy(CONFIG)
+    lay(tables, {"run.name": name, "run.seed": seed, "embedding.method": method, "embedding.compression": compression})
+    lay(tables, {"parallelism.world_size": ranks, "parallelism.threads_per_rank": threads, **(config or {})})
+    machine = copy.deepcopy(ENVIRONMENT) | {"world_size": ranks, "threads_per_rank": threads}
+    lay(machine, environment or {})
+    known = _facts(tables, optimizer_bytes) | _measured(step_ms, evaluations)
+    if step_ms:
+        sharded = method == "sharded"
+        known["profiles"] = [plausible_window(100 * n + 1, step_ms, ranks, sharded) for n in range(1, windows + 1)]
+    written = RunSummary.model_validate(known).model_dump()
+    lay(written, summary or {})
+    run_dir = RunDir(root / name.replace("/", "_"))
+    run_dir.create(tomli_w.dumps(tables), machine, resume=False)
+    run_dir.write_plan(PLAN)
+    (run_dir.path / "summary.json").write_text(json.dumps(written, indent=2))
+    (run_dir.path / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in _records(step_ms, evaluations, seed))
+    )
+    return run_dir.path
+
+
+def lay(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Set {"training.epochs": 3} and the like in nested tables."""
     for key, value in changes.items():
         *path, last = key.split(".")
         inner = table
@@ -54,50 +106,53 @@ def lay(table: dict[str, Any], changes: dict[str, Any]) -> None:
 
 
 def plausible_evaluations(step_ms: float, final_auc: float, slowness: float, seed: int) -> list[Evaluation]:
-    """Two epochs, every quarter; the AUC rises exponentially to final_auc, the slower the larger slowness."""
+    """Return two epochs, every quarter; the AUC rises exponentially to final_auc, the slower the larger slowness."""
     noise, per_epoch = random.Random(seed), TRAIN_ROWS // BATCH
-    found = []
+    evaluations = []
     for quarter in range(1, 9):
         steps, epoch = per_epoch * quarter // 4, quarter / 4
         auc = final_auc - 0.09 * math.exp(-epoch * 2.4 / slowness) + noise.gauss(0, 0.0008)
-        found.append((steps * (step_ms + 0.6) / 1000, steps * BATCH, epoch, auc))
-    return found
+        evaluations.append((steps * (step_ms + 0.6) / 1000, steps * BATCH, epoch, auc))
+    return evaluations
 
 
 def quality(split: str, auc: float) -> dict[str, float]:
-    loss = 0.4389 + 1.15 * (0.8041 - auc)
+    """Return the metrics of a split that go with a validation AUC."""
     shift = 0.0012 if split == "test" else 0.0
-    found = {"auc": auc - shift, "auc_se": 0.0021, "log_loss": loss + shift, "ne": (loss + shift) / 0.5652}
-    return {f"{split}_{name}": value for name, value in (found | {"calibration": 1.01}).items()}
+    loss = BEST_LOG_LOSS + 1.15 * (BEST_AUC - auc) + shift
+    metrics = {"auc": auc - shift, "auc_se": 0.0021, "log_loss": loss, "ne": loss / 0.5652, "calibration": 1.01}
+    return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
 def profiled_rank(step_ms: float, **changes: Any) -> dict[str, Any]:
-    """One rank of a profiled window: all of the step is computing and one phase, but for what is changed."""
+    """Return one rank of a profiled window: all of the step is computing and one phase, but for what is changed."""
     times = ("comm_ms", "exposed_comm_ms", "overlap_ms", "wait_ms", "exposed_wait_ms", "other_ms", "data_loading_ms")
-    rank = dict.fromkeys(times, 0.0) | {"step_ms": step_ms, "compute_ms": step_ms, "unmatched": 0}
-    rank |= {"wall_ms": step_ms, "blocked_ms": 0.0, "phases": {}, "collectives": {}}
-    return rank | {"phases": phases({"other": step_ms})} | changes
+    rank = dict.fromkeys(times, 0.0) | {"step_ms": step_ms, "compute_ms": step_ms, "unmatched": 0, "collectives": {}}
+    return rank | {"wall_ms": step_ms, "blocked_ms": 0.0, "phases": phases({"other": step_ms})} | changes
 
 
 def phases(ms: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Return phases of which half is computing and a quarter exposed communication."""
     return {
         name: {"ms": value, "compute_ms": 0.5 * value, "exposed_comm_ms": 0.25 * value} for name, value in ms.items()
     }
 
 
 def collective(count: int, size: int, wait_ms: float, transfer_ms: float) -> dict[str, float]:
+    """Return the collectives of one kind."""
     times = {"ms": wait_ms + transfer_ms, "wait_ms": wait_ms, "transfer_ms": transfer_ms}
     return {"count": float(count), "bytes": float(size), **times}
 
 
 def profiled_window(step: int, ranks: list[dict[str, Any]], clock_error_ms: float = 0.0) -> dict[str, Any]:
+    """Return a window of ten steps."""
     return {"step": step, "num_steps": 10, "clock_error_ms": clock_error_ms, "ranks": ranks}
 
 
 def plausible_window(step: int, step_ms: float, ranks: int, sharded: bool) -> dict[str, Any]:
-    """A step a fifth longer than step_ms, whose later ranks compute longer and wait less."""
-    made = [_plausible_rank(1.2 * step_ms, rank / max(1, ranks - 1), ranks, sharded) for rank in range(ranks)]
-    return profiled_window(step, made, 0.05 if ranks > 1 else 0.0)
+    """Return a step a fifth longer than step_ms, whose later ranks compute longer and wait less."""
+    window = [_plausible_rank(1.2 * step_ms, rank / max(1, ranks - 1), ranks, sharded) for rank in range(ranks)]
+    return profiled_window(step, window, 0.05 if ranks > 1 else 0.0)
 
 
 def _plausible_rank(step_ms: float, late: float, ranks: int, sharded: bool) -> dict[str, Any]:
@@ -132,53 +187,7 @@ def _plausible_rank(step_ms: float, late: float, ranks: int, sharded: bool) -> d
     )
 
 
-def write_run(
-    root: Path,
-    name: str,
-    *,
-    method: str = "robe",
-    compression: float = 1.0,
-    seed: int = 0,
-    ranks: int = 2,
-    threads: int = 1,
-    step_ms: float | None = 10.0,
-    evaluations: Sequence[Evaluation] | None = None,
-    final_auc: float = 0.766,
-    slowness: float = 1.0,
-    optimizer_bytes: int = 0,
-    windows: int = 0,
-    config: dict[str, Any] | None = None,
-    summary: dict[str, Any] | None = None,
-    environment: dict[str, Any] | None = None,
-) -> Path:
-    """windows: how many are profiled. config, summary and environment: dotted keys laid over what is written
-    otherwise. Returns the directory."""
-    if evaluations is None:
-        evaluations = plausible_evaluations(step_ms or 10.0, final_auc, slowness, seed)
-    tables = copy.deepcopy(CONFIG)
-    lay(tables, {"run.name": name, "run.seed": seed, "embedding.method": method, "embedding.compression": compression})
-    lay(tables, {"parallelism.world_size": ranks, "parallelism.threads_per_rank": threads} | (config or {}))
-    facts = _facts(tables, optimizer_bytes) | _measured(step_ms, evaluations)
-    if step_ms:
-        facts["profiles"] = [
-            plausible_window(100 * n + 1, step_ms, ranks, method == "sharded") for n in range(1, windows + 1)
-        ]
-    lay(facts, summary or {})
-    surroundings = copy.deepcopy(ENVIRONMENT) | {"world_size": ranks, "threads_per_rank": threads}
-    lay(surroundings, environment or {})
-    path = root / name.replace("/", "_")
-    path.mkdir(parents=True)
-    (path / "config.toml").write_text(tomli_w.dumps(tables))
-    (path / "summary.json").write_text(json.dumps(facts, indent=2))
-    (path / "environment.json").write_text(json.dumps(surroundings, indent=2))
-    (path / "plan.txt").write_text(
-        "Placement of the embeddings\n table  sharding  kernel  rank 0 bytes\n C1  <table_wise>  fused  1,024\n"
-    )
-    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _records(step_ms, evaluations, seed)))
-    return path
-
-
-def _facts(config: dict[str, Any], optimizer_bytes: int) -> dict[str, Any]:
+def _facts(config: Mapping[str, Any], optimizer_bytes: int) -> dict[str, Any]:
     method, compression = config["embedding"]["method"], config["embedding"]["compression"]
     ranks, sharded = config["parallelism"]["world_size"], method == "sharded"
     stored = int(FULL_PARAMETERS / compression)
@@ -187,126 +196,103 @@ def _facts(config: dict[str, Any], optimizer_bytes: int) -> dict[str, Any]:
         held = [4 * stored * (5 + rank) // (5 * ranks + sum(range(ranks))) for rank in range(ranks)]
     return {
         "name": config["run"]["name"],
+        "method": method,
+        "seed": config["run"]["seed"],
         "status": "finished",
         "stop_reason": "epochs",
+        "device": "cpu",
+        "selected_on": "validation",
         "architecture": config["model"]["architecture"],
-        "method": method,
         "placement": "shard" if sharded else "replicate",
         "sharding": config["parallelism"]["sharding"] if sharded else None,
         "dataset": config["data"]["dataset"],
         "data_fingerprint": "8c1f0a77d2e94b10",
-        "seed": config["run"]["seed"],
-        "device": "cpu",
         "world_size": ranks,
         "threads_per_rank": config["parallelism"]["threads_per_rank"],
         "global_batch_size": config["training"]["global_batch_size"],
         "parameters": {"dense": 36_129, "embedding": stored, "embedding_full": FULL_PARAMETERS},
-        "compression": {"asked": compression, "obtained": FULL_PARAMETERS / stored},
+        "compression": {"target": compression, "actual": FULL_PARAMETERS / stored},
         "embedding_stored_bytes": 4 * stored,
         "bytes_per_rank": {"embedding": held, "embedding_optimizer": [optimizer_bytes] * ranks, "dense": 144_516},
         "train_rows": TRAIN_ROWS,
         "test_rows": 60_000,
-        "selected_on": "validation",
-        "best_possible": dict(BEST),
+        "best_possible": {"auc": BEST_AUC, "log_loss": BEST_LOG_LOSS, "base_rate": 0.2531},
     }
 
 
 def _measured(step_ms: float | None, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    every = [
-        {"step": samples // BATCH, "samples": samples, "epoch": epoch, "time_s": time_s}
-        | quality("validation", auc)
-        | quality("test", auc)
-        for time_s, samples, epoch, auc in evaluations
-    ]
-    last = every[-1] if every else None
+    every = [_position(at) | quality("validation", at[3]) | quality("test", at[3]) for at in evaluations]
+    last: dict[str, Any] = every[-1] if every else {"step": 0, "samples": 0, "epoch": 0.0, "time_s": 0.0}
     return {
-        "steps": last["step"] if last else 0,
-        "samples": last["samples"] if last else 0,
-        "epochs": last["epoch"] if last else 0.0,
-        "train_time_s": last["time_s"] if last else 0.0,
+        "steps": last["step"],
+        "samples": last["samples"],
+        "epochs": last["epoch"],
+        "train_time_s": last["time_s"],
         "evaluation_time_s": 2.5,
         "step_ms": step_ms and {"p50": step_ms, "p95": 1.3 * step_ms, "mean": 1.05 * step_ms},
         "data_ms": step_ms and {"p50": 0.6, "p95": 0.9, "mean": 0.65},
-        "samples_per_s": last["samples"] / last["time_s"] if last else None,
-        "peak_memory_gib": [1.21, 1.18] if last else None,
+        "samples_per_s": last["samples"] / last["time_s"] if every else None,
+        "peak_memory_gib": [1.21, 1.18] if every else None,
         "best": min(every, key=lambda e: e["validation_log_loss"], default=None),
-        "last": last,
-        "target": None,
+        "last": last if every else None,
     }
 
 
+def _position(at: Sequence[float]) -> dict[str, Any]:
+    return {"step": int(at[1]) // BATCH, "samples": at[1], "epoch": at[2], "time_s": at[0]}
+
+
 def _records(step_ms: float | None, evaluations: Sequence[Evaluation], seed: int) -> list[dict[str, Any]]:
-    noise, records, last_auc = random.Random(seed), [], 0.6
-    for n, (time_s, samples, epoch, auc) in enumerate(evaluations):
-        before = evaluations[n - 1] if n else (0.0, 0, 0.0, 0.0)
+    """Before each evaluation nine records of the training loss."""
+    noise, records = random.Random(seed), []
+    before: Evaluation = (0.0, 0, 0.0, 0.6)
+    for at in evaluations:
         for part in range(1, 10):
-            share = part / 10
-            at = [a + share * (b - a) for a, b in zip(before[:3], (time_s, samples, epoch), strict=True)]
-            loss = 0.4389 + 1.15 * (0.8041 - (last_auc + share * (auc - last_auc))) + noise.gauss(0, 0.006)
-            records.append(
-                {"step": int(at[1]) // BATCH, "samples": at[1], "epoch": at[2], "time_s": at[0]}
-                | {"quality/train_log_loss": loss, "time/step_ms": step_ms, "speed/samples_per_s": 48_000.0}
-            )
-        shown = quality("validation", auc) | quality("test", auc)
-        records.append(
-            {"step": samples // BATCH, "samples": samples, "epoch": epoch, "time_s": time_s}
-            | {f"quality/{name}": value for name, value in shown.items() if not name.endswith("_se")}
-        )
-        last_auc = auc
+            *place, auc = (a + part / 10 * (b - a) for a, b in zip(before, at, strict=True))
+            loss = BEST_LOG_LOSS + 1.15 * (BEST_AUC - auc) + noise.gauss(0, 0.006)
+            speed = {"time/step_ms": step_ms, "speed/samples_per_s": 48_000.0}
+            records.append(_position(place) | {"quality/train_log_loss": loss} | speed)
+        shown = quality("validation", at[3]) | quality("test", at[3])
+        records.append(_position(at) | {f"quality/{k}": value for k, value in shown.items() if not k.endswith("_se")})
+        before = at
     return records
 
 
 def write_demo(root: Path, windows: int = 0) -> list[Path]:
-    """The demo's three runs: a sharded baseline, ROBE data-parallel, ROBE in one process."""
+    """Write the demo's three runs: a sharded baseline, ROBE data-parallel, ROBE in one process."""
+    robe: dict[str, Any] = {"compression": 1000.0, "slowness": 1.2, "windows": windows}
     return [
         write_run(root, "demo_sharded", method="sharded", step_ms=9.3, final_auc=0.7661, windows=windows),
-        write_run(root, "demo_robe", compression=1000.0, step_ms=6.6, final_auc=0.7598, slowness=1.2, windows=windows),
-        write_run(
-            root,
-            "demo_robe_single",
-            compression=1000.0,
-            step_ms=5.8,
-            final_auc=0.7601,
-            slowness=1.2,
-            ranks=1,
-            threads=2,
-            windows=windows,
-        ),
+        write_run(root, "demo_robe", step_ms=6.6, final_auc=0.7598, **robe),
+        write_run(root, "demo_robe_single", step_ms=5.8, final_auc=0.7601, ranks=1, threads=2, **robe),
     ]
 
 
 def write_sweep(root: Path, windows: int = 0) -> list[Path]:
-    """Thirty runs: full tables and ten compressed setups at several sizes, some with seeds, Adagrad state, no end."""
+    """Write thirty runs: full tables and compressed arms at several sizes, some with seeds, Adagrad state, no end."""
     runs = [
         write_run(root, f"full_s{s}", method="sharded", seed=s, step_ms=9.3, final_auc=0.766, windows=windows)
         for s in range(3)
     ]
-    for method, loss, cost in (
-        ("robe", 0.001, 0.7),
-        ("hashing_trick", 0.006, 0.62),
-        ("quotient_remainder", 0.004, 0.8),
-    ):
-        for power in range(1, 6):
-            for seed in range(3 if method == "robe" else 1):
-                made = write_run(
-                    root,
-                    f"{method}_{10**power}x_s{seed}",
-                    method=method,
-                    compression=float(10**power),
-                    seed=seed,
-                    step_ms=9.3 * (cost - 0.05 * power) * (1 + 0.02 * seed),
-                    final_auc=0.766 - loss * max(0, power - 1.5),
-                    slowness=1 + 0.25 * power,
-                    optimizer_bytes=4 * int(FULL_PARAMETERS / 10**power) if method == "robe" else 0,
-                    windows=windows,
-                )
-                runs.append(made)
-    runs.append(
+    methods = (("robe", 0.001, 0.7, 3), ("hashing_trick", 0.006, 0.62, 1), ("quotient_remainder", 0.004, 0.8, 1))
+    runs += [
         write_run(
-            root, "tt_rec_112x", method="tt_rec", compression=112.0, step_ms=17.0, summary={"status": "interrupted"}
+            root,
+            f"{method}_{10**power}x_s{seed}",
+            method=method,
+            compression=float(10**power),
+            seed=seed,
+            step_ms=9.3 * (cost - 0.05 * power) * (1 + 0.02 * seed),
+            final_auc=0.766 - loss * max(0, power - 1.5),
+            slowness=1 + 0.25 * power,
+            optimizer_bytes=4 * int(FULL_PARAMETERS / 10**power) if method == "robe" else 0,
+            windows=windows,
         )
-    )
-    runs.append(
-        write_run(root, "starting", compression=50.0, step_ms=None, evaluations=[], summary={"status": "running"})
-    )
+        for method, loss, cost, seeds in methods
+        for power in range(1, 6)
+        for seed in range(seeds)
+    ]
+    cut, new = {"status": "interrupted"}, {"status": "running"}
+    runs.append(write_run(root, "tt_rec_112x", method="tt_rec", compression=112.0, step_ms=17.0, summary=cut))
+    runs.append(write_run(root, "starting", compression=50.0, step_ms=None, evaluations=[], summary=new))
     return runs

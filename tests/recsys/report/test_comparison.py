@@ -1,49 +1,27 @@
-"""Figures against cases worked out by hand, fairness, and every way a run directory can be wrong."""
+"""Arms and target of a comparison, fairness, and every way a run directory can be wrong."""
 
 import json
 import shutil
-from typing import Any
 
 import pytest
 
-from recsys.report import comparison
-from recsys.report.compared_runs import ComparisonError, find_differences, load_runs, shared_facts
-from tests.recsys.report.fake_runs import write_run
-
-# What may be None is not in these cases.
-compare: Any = comparison.compare
-
-RISING = [(10.0, 1024, 0.5, 0.70), (20.0, 2048, 1.0, 0.74), (30.0, 3072, 1.5, 0.78)]
+from recsys.report.comparison import compare
+from recsys.report.fairness import find_differences, shared_facts
+from recsys.report.frame import Target
+from recsys.report.run import ComparisonError, load_runs
+from tests.recsys.report.fake_runs import profiled_rank, profiled_window, write_run
 
 
-class TestFigures:
-    def test_seeds_are_grouped_with_mean_and_standard_deviation(self, tmp_path):
-        aucs = (0.75, 0.76, 0.78)
-        runs = [
-            write_run(tmp_path, f"robe_s{i}", seed=i, step_ms=10.0 + i, summary={"best.test_auc": auc})
-            for i, auc in enumerate(aucs)
-        ]
-        (setup,) = compare(runs).setups
-        auc = setup.figures.test_auc
-        assert (setup.label, len(setup.runs), auc.n, auc.source) == ("robe", 3, 3, "seeds")
-        assert auc.mean == pytest.approx(0.763333, abs=1e-6)
-        assert auc.plus_minus == pytest.approx(0.0152753, abs=1e-7)  # sqrt((.01333² + .00333² + .01667²) / 2)
-        assert setup.figures.step_ms_p50.mean == pytest.approx(11.0)
-
-    def test_runs_of_one_name_in_several_directories_are_one_setup_of_that_name(self, tmp_path):
+class TestArms:
+    def test_runs_of_one_name_in_several_directories_are_one_arm_of_that_name(self, tmp_path):
         places = [tmp_path / str(seed) for seed in range(2)]
         for seed, place in enumerate(places):
             write_run(place, "full", method="sharded", seed=seed)
             write_run(place, "robe", seed=seed)
-        found = compare([place / name for place in places for name in ("full", "robe")])
-        assert [(setup.label, len(setup.runs)) for setup in found.setups] == [("full", 2), ("robe", 2)]
-        method = next(d for d in found.varied if d.key == "embedding.method")
+        comparison = compare([place / name for place in places for name in ("full", "robe")])
+        assert [(arm.label, len(arm)) for arm in comparison.arms] == [("full", 2), ("robe", 2)]
+        method = next(d for d in comparison.varied if d.key == "embedding.method")
         assert [labels for _, labels in method.values] == [("full",), ("robe",)]
-
-    def test_one_seed_has_the_sampling_error_it_was_recorded_with(self, tmp_path):
-        (setup,) = compare([write_run(tmp_path, "robe", summary={"best.test_auc": 0.75})]).setups
-        auc = setup.figures.test_auc
-        assert (auc.mean, auc.plus_minus, auc.source, auc.n) == (0.75, 0.0021, "sampling", 1)
 
     def test_what_differs_in_more_than_the_seed_or_repeats_it_is_apart(self, tmp_path):
         runs = [
@@ -53,11 +31,11 @@ class TestFigures:
             write_run(tmp_path, "small", compression=10.0),
             write_run(tmp_path, "cut_s2", seed=2, summary={"status": "interrupted"}),
         ]
-        setups = compare(runs).setups
-        assert [[run.label for run in setup.runs] for setup in setups] == [
-            ["a_s0", "a_s1"], ["again_s1"], ["small"], ["cut_s2"]
-        ]  # fmt: skip
-        assert [setup.label for setup in setups] == ["a", "again_s1", "small", "cut_s2"]
+        comparison = compare(runs)
+        expected = [["a_s0", "a_s1"], ["again_s1"], ["small"], ["cut_s2"]]
+        assert [arm.values("run") for arm in comparison.arms] == expected
+        assert [[run.label for run in comparison.runs_of(arm)] for arm in comparison.arms] == expected
+        assert [arm.label for arm in comparison.arms] == ["a", "again_s1", "small", "cut_s2"]
 
     @pytest.mark.parametrize(
         ("names", "label"),
@@ -68,40 +46,27 @@ class TestFigures:
             (("1", "2"), "1"),
         ],
     )
-    def test_a_group_is_called_by_what_its_names_share(self, tmp_path, names, label):
+    def test_an_arm_is_called_by_what_its_names_share(self, tmp_path, names, label):
         runs = [write_run(tmp_path, name, seed=seed) for seed, name in enumerate(names)]
-        assert [setup.label for setup in compare(runs).setups] == [label]
+        assert [arm.label for arm in compare(runs).arms] == [label]
 
-    def test_relative_time_is_epochs_times_step_over_the_baselines(self, tmp_path):
-        full = write_run(tmp_path, "full", method="sharded", evaluations=RISING, step_ms=10.0)
-        slow = [(t / 2, samples, epoch, auc - 0.04) for t, samples, epoch, auc in RISING]
-        robe = write_run(tmp_path, "robe", compression=10.0, evaluations=slow, step_ms=4.0)
-        base, other = compare([robe, full], target_auc=0.74).setups
-        assert (base.label, base.is_baseline, other.label) == ("full", True, "robe")
-        assert other.ratios.step_time == pytest.approx(0.4)
-        assert other.ratios.relative_time == pytest.approx((1.5 * 4) / (1.0 * 10))
-        assert other.ratios.time_to_target == pytest.approx(15 / 20)
-        # Every rank holds a tenth of the parameters, against the larger shard, 6/11 of them.
-        assert other.ratios.embedding_bytes == pytest.approx(0.1 / (6 / 11), rel=1e-3)
-        assert (base.ratios.relative_time, base.ratios.step_time) == (1, 1)
+    def test_the_baseline_is_the_first_arm_with_full_tables(self, tmp_path):
+        robe = write_run(tmp_path, "robe", compression=10.0)
+        full = write_run(tmp_path, "full", method="sharded", step_ms=20.0)
+        comparison = compare([robe, full], target_auc=0.74)
+        assert ([arm.label for arm in comparison.arms], comparison.baseline.label) == (["full", "robe"], "full")
+        assert [run.label for run in comparison.runs] == ["full", "robe"]
+        assert [comparison.ratios(arm).step_time for arm in comparison.arms] == [1.0, 0.5]
+        assert compare([robe]).baseline.label == "robe"
 
-    def test_not_reached_is_a_result(self, tmp_path):
-        full = write_run(tmp_path, "full", method="sharded", evaluations=RISING)
-        robe = write_run(tmp_path, "robe", compression=10.0, evaluations=RISING[:2])
-        _, other = compare([full, robe]).setups
-        assert (other.figures.target.runs, other.figures.target.observed) == (0, None)
-        assert (other.ratios.relative_time, other.ratios.time_to_target) == (None, None)
-
-    def test_a_run_without_evaluations_has_figures_none(self, tmp_path):
-        fresh = write_run(tmp_path, "fresh", step_ms=None, evaluations=[], summary={"status": "running"})
-        (setup,) = compare([fresh], target_auc=0.75).setups
-        found = setup.figures
-        assert (found.test_auc, found.target, found.step_ms_p50, setup.ratios.step_time) == (None, None, None, None)
-
-    def test_memory_is_of_the_rank_that_holds_most(self, tmp_path):
-        held = {"embedding": [100, 300, 200], "embedding_optimizer": [500, 10, 200]}
-        (setup,) = compare([write_run(tmp_path, "x", summary={"bytes_per_rank": held})]).setups
-        assert (setup.figures.embedding_bytes, setup.figures.embedding_optimizer_bytes) == (100, 500)
+    def test_only_others_are_ordered_against_the_baseline(self, tmp_path):
+        full = write_run(tmp_path, "full", method="sharded", evaluations=[(10, 512, 0.5, 0.70), (20, 1024, 1.0, 0.76)])
+        robe = write_run(tmp_path, "robe", compression=10.0, evaluations=[(10, 512, 0.5, 0.72), (20, 1024, 1.0, 0.73)])
+        comparison = compare([full, robe])
+        first, second = (comparison.order(arm) for arm in comparison.arms)
+        assert first is None
+        assert second is not None
+        assert (second.ahead_at_first, second.changes_s) == (True, (pytest.approx(14.0),))
 
 
 class TestTarget:
@@ -114,16 +79,13 @@ class TestTarget:
                 tmp_path, "full_s2", method="sharded", evaluations=[(1, 512, 1, 0.72)], summary={"status": "running"}
             ),
         ]
-        target = compare(runs).target
-        assert (target.auc, target.split) == (0.76, "validation")
-        assert "lowest" in target.rule
-        assert "2 finished runs" in target.rule
+        rule = "the lowest of the best validation AUCs of the 2 finished runs with full tables"
+        assert compare(runs).target == Target(0.76, "validation", rule)
 
     def test_configured_and_asked(self, tmp_path):
         runs = [write_run(tmp_path, str(i), seed=i, config={"training.target_auc": 0.75}) for i in range(2)]
-        assert compare(runs).target.auc == 0.75
-        assert "training.target_auc" in compare(runs).target.rule
-        assert compare(runs, target_auc=0.6).target.auc == 0.6
+        assert compare(runs).target == Target(0.75, "validation", "training.target_auc of every run")
+        assert compare(runs, target_auc=0.6).target == Target(0.6, "validation", "given on the command line")
 
     def test_none_without_full_tables(self, tmp_path):
         assert compare([write_run(tmp_path, "robe", compression=10.0)]).target is None
@@ -168,9 +130,9 @@ class TestFairness:
             write_run(tmp_path, "one", ranks=2, threads=1),
             write_run(tmp_path, "two", ranks=1, threads=2, seed=5, compression=10.0, config=other),
         ]
-        found = compare(runs)
-        assert found.differences == ()
-        assert {d.key for d in found.varied} == {
+        comparison = compare(runs)
+        assert comparison.differences == ()
+        assert {d.key for d in comparison.varied} == {
             "embedding.compression", "embedding.robe.block_size", "parallelism.world_size",
             "parallelism.threads_per_rank", "seed",
         }  # fmt: skip
@@ -190,6 +152,11 @@ class TestFairness:
         assert "Commits differ" in caveats
         assert "2.11.0 (three)" in caveats
         assert compare([write_run(tmp_path, "fine")]).caveats == ()
+
+    def test_unmatched_collectives_are_a_caveat(self, tmp_path):
+        ranks = [profiled_rank(10.0, unmatched=2), profiled_rank(10.0, unmatched=1)]
+        run = write_run(tmp_path, "one", summary={"profiles": [profiled_window(1, ranks)]})
+        assert any("one: 3 collectives" in caveat for caveat in compare([run]).caveats)
 
 
 class TestBadInput:
@@ -258,3 +225,18 @@ class TestBadInput:
         shutil.copytree(run, tmp_path / "b" / "one")
         labels = [r.label for r in load_runs([run, tmp_path / "b" / "one"])]
         assert labels == [str(run), str(tmp_path / "b" / "one")]
+
+    @pytest.mark.parametrize(
+        ("ranks", "named"),
+        [
+            ([profiled_rank(10.0, wait_ms="long")], "profiles.0.ranks.0.wait_ms"),
+            ([{"step_ms": 10.0}], "profiles.0.ranks.0.compute_ms"),
+            ([profiled_rank(float("nan"))], "profiles.0.ranks.0.step_ms"),
+            ([profiled_rank(0.0)], "profiles: value error, a profiled window has no ranks, or steps that took no time"),
+            ([], "profiles: value error, a profiled window has no ranks"),
+        ],
+    )
+    def test_a_window_that_is_none_is_refused_by_name(self, tmp_path, ranks, named):
+        run = write_run(tmp_path, "one", summary={"profiles": [profiled_window(1, ranks)]})
+        with pytest.raises(ComparisonError, match=named):
+            load_runs([run])

@@ -6,11 +6,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from recsys.report.compared_runs import load_runs
 from recsys.report.curves import Point, Position, mean_curve
 from recsys.report.curves import order_curves as _order_curves
 from recsys.report.curves import time_to_target as _time_to_target
 from recsys.report.frame import Measured, Results, Target, build_results
+from recsys.report.run import load_runs
 from tests.recsys.report.fake_runs import collective, phases, profiled_rank, profiled_window, write_run
 
 # What may be None is not in these cases.
@@ -75,15 +75,19 @@ class TestCurves:
         ],
     )
     def test_order(self, first, last, ahead, changes):
-        found = order_curves(curve((10, first), (20, last)), curve((10, 0.65), (20, 0.71)))
-        assert (found.ahead_at_first, found.changes_s) == (ahead, pytest.approx(changes))
+        order = order_curves(curve((10, first), (20, last)), curve((10, 0.65), (20, 0.71)))
+        assert (order.ahead_at_first, order.changes_s) == (ahead, pytest.approx(changes))
 
     def test_order_is_read_between_points_of_different_times(self):
         # At 20 the baseline stands at .60 + .1 * 10/20 = .65: ahead by .05 there, by .05 at 10, behind by .02 at 30.
-        found = order_curves(curve((10, 0.65), (20, 0.70), (40, 0.66)), curve((10, 0.60), (30, 0.70)))
-        assert found.ahead_at_first
-        assert found.changes_s == (pytest.approx(20 + 10 * 0.05 / 0.07),)
-        assert (found.start_s, found.end_s) == (10, 30)
+        order = order_curves(curve((10, 0.65), (20, 0.70), (40, 0.66)), curve((10, 0.60), (30, 0.70)))
+        assert order.ahead_at_first
+        assert order.changes_s == (pytest.approx(20 + 10 * 0.05 / 0.07),)
+        assert (order.start_s, order.end_s) == (10, 30)
+
+    def test_points_of_the_baseline_alone_count_too(self):
+        order = order_curves(curve((0, 0.6), (30, 0.6)), curve((0, 0.5), (10, 0.7), (30, 0.5)))
+        assert (order.ahead_at_first, order.changes_s) == (True, pytest.approx((5, 20)))
 
     def test_no_order_without_a_common_time(self):
         assert order_curves(curve((1, 0.6), (2, 0.7)), curve((3, 0.6), (4, 0.7))) is None
@@ -116,12 +120,12 @@ class TestArm:
         robe = write_run(tmp_path, "robe", compression=10.0, evaluations=slow, step_ms=4.0)
         base, other = results_of(full, robe).arms()
         target = Target(0.74, "validation", "")
-        found = other.ratios(base, target)
-        assert found.step_time == pytest.approx(0.4)
-        assert found.relative_time == pytest.approx((1.5 * 4) / (1.0 * 10))
-        assert found.time_to_target == pytest.approx(15 / 20)
+        ratios = other.ratios(base, target)
+        assert ratios.step_time == pytest.approx(0.4)
+        assert ratios.relative_time == pytest.approx((1.5 * 4) / (1.0 * 10))
+        assert ratios.time_to_target == pytest.approx(15 / 20)
         # Every rank holds a tenth of the parameters, against the larger shard, 6/11 of them.
-        assert found.embedding_bytes == pytest.approx(0.1 / (6 / 11), rel=1e-3)
+        assert ratios.embedding_bytes == pytest.approx(0.1 / (6 / 11), rel=1e-3)
         assert (base.ratios(base, target).relative_time, base.ratios(base, target).step_time) == (1, 1)
         assert other.ratios(base, None).relative_time is None
 
@@ -152,6 +156,15 @@ class TestArm:
         summary = {"bytes_per_rank": held, "peak_memory_gib": [1.5, 2.5, 2.0]}
         arm = arm_of(write_run(tmp_path, "x", summary=summary))
         assert (arm.embedding_bytes, arm.peak_memory_gib) == ((100, 500), 2.5)
+
+    def test_what_every_run_reaches_is_the_lowest_of_their_best(self, tmp_path):
+        falling = [(10.0, 1024, 0.5, 0.77), (20.0, 2048, 1.0, 0.72)]
+        arm = arm_of(
+            write_run(tmp_path, "a", evaluations=RISING),
+            write_run(tmp_path, "b", seed=1, evaluations=falling),
+            write_run(tmp_path, "new", seed=2, evaluations=[]),
+        )
+        assert arm.lowest_best("validation_auc") == 0.77
 
     def test_at_equal_time_the_evaluation_is_chosen_within_it(self, tmp_path):
         arm = arm_of(write_run(tmp_path, "x", evaluations=RISING))
@@ -200,8 +213,8 @@ class TestProfiled:
         one = profiled_rank(10.0, collectives={"all_reduce": collective(2, 600, 1.0, 3.0)}, phases=phases({"a": 8.0}))
         other = profiled_rank(10.0, collectives={"all_to_all": collective(4, 80, 0.0, 2.0)}, phases=phases({"b": 4.0}))
         mean = self.of(tmp_path, [one, other]).mean
-        found = {kind: (c.count, c.bytes, c.wait_ms, c.transfer_ms) for kind, c in mean.collectives.items()}
-        assert found == {"all_reduce": (1, 300, 0.5, 1.5), "all_to_all": (2, 40, 0, 1)}
+        sums = {kind: (c.count, c.bytes, c.wait_ms, c.transfer_ms) for kind, c in mean.collectives.items()}
+        assert sums == {"all_reduce": (1, 300, 0.5, 1.5), "all_to_all": (2, 40, 0, 1)}
         assert {name: (p.ms, p.compute_ms, p.exposed_comm_ms) for name, p in mean.phases.items()} == {
             "a": (4, 2, 1), "b": (2, 1, 0.5)
         }  # fmt: skip
@@ -246,12 +259,12 @@ class TestResults:
 
     def test_what_is_saved_is_loaded(self, results, tmp_path):
         results.save(tmp_path / "there" / "results.parquet")
-        found = Results.load(tmp_path / "there" / "results.parquet")
-        assert found.runs.equals(results.runs)
-        assert found.evaluations.equals(results.evaluations)
-        assert found.facts == {"title": "×", "seeds": [0, 1]}
+        loaded = Results.load(tmp_path / "there" / "results.parquet")
+        assert loaded.runs.equals(results.runs)
+        assert loaded.evaluations.equals(results.evaluations)
+        assert loaded.facts == {"title": "×", "seeds": [0, 1]}
         assert [path.name for path in (tmp_path / "there").iterdir()] == ["results.parquet"]
-        before, after = results.arms()[0], found.arms()[0]
+        before, after = results.arms()[0], loaded.arms()[0]
         assert (before.profiled, before.curves("test_auc")) == (after.profiled, after.curves("test_auc"))
         assert before.profiled is not None
 
@@ -270,8 +283,8 @@ class TestResults:
         assert path.read_bytes() == whole
 
     def test_a_filter_takes_the_evaluations_along(self, results):
-        found = results.filter(pl.col("run") == "full")
-        assert set(found.evaluations["run"]) == {"full"}
+        full = results.filter(pl.col("run") == "full")
+        assert set(full.evaluations["run"]) == {"full"}
         assert results.filter(pl.col("problem").is_not_null()).runs["run"].to_list() == ["failed"]
 
     def test_another_file_is_refused_by_name(self, tmp_path):

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from recsys.report.comparison import compare
-from recsys.report.time_plots import time_columns, time_plots
+from recsys.report.time_plots import time_plots
 from tests.recsys.report.fake_runs import phases, profiled_rank, profiled_window, write_demo, write_run, write_sweep
 
 
@@ -39,7 +39,7 @@ def test_the_bars_of_a_row_add_up_to_its_step(demo, name):
     rows = defaultdict(float)
     for bar in bars(data(demo, name)):
         rows[bar["y"][0]] += bar["x"][0]
-    times = [setup.figures.time for setup in demo.setups]
+    times = [arm.profiled for arm in demo.arms]
     steps = (
         [rank.step_ms for t in times for rank in t.ranks] if name == "time-ranks" else [t.mean.step_ms for t in times]
     )
@@ -83,7 +83,7 @@ def test_a_part_has_one_colour_in_all_figures_that_no_other_has(demo, own_phase)
                     colours[trace["legendgroup"].removeprefix("forward: ").removeprefix("backward: ")].add(
                         trace["marker"]["color"]
                     )
-    assert [name for name, found in colours.items() if len(found) > 1] == []
+    assert [name for name, own in colours.items() if len(own) > 1] == []
     assert len(set.union(*colours.values())) == len(colours)
 
 
@@ -111,30 +111,3 @@ def test_every_figure_of_thirty_runs_is_valid_plotly(tmp_path):
     for plot in time_plots(compare(write_sweep(tmp_path, windows=1))):
         go.Figure(plot.figures[""])
         assert plot.height < 1200
-
-
-def test_columns_of_the_table(demo):
-    sharded, robe, single = demo.setups
-    columns = {column.heading: column.cell for column in time_columns(demo)}
-    assert list(columns)[-2:] == ["all_reduce", "all_to_all"]
-    shown = {name: (cell(sharded).text, cell(sharded).detail) for name, cell in columns.items()}
-    assert shown == {
-        "windows": ("2", "20 steps"),
-        "profiled step, ms": ("11.2", ""),
-        "× not profiled": ("1.14×", "mean 9.77 ms"),
-        "exposed communication": ("35 %", "35 % to 35 %"),
-        "of it waiting": ("14 %", ""),
-        "overlap": ("8 %", "of 4.24 ms"),
-        "clock error, ms": ("0.05", ""),
-        "all_reduce": ("293 KiB in 1", "waiting 0.56, transfer 1.12 ms"),
-        "all_to_all": ("684 KiB in 5", "waiting 0.00, transfer 2.23 ms"),
-    }
-    assert columns["all_to_all"](robe).text == "none"
-    alone = [
-        columns[name](single).text for name in ("exposed communication", "of it waiting", "overlap", "clock error, ms")
-    ]
-    assert alone == ["none", "–", "–", "–"]
-
-
-def test_a_setup_without_windows_has_empty_cells(own_phase):
-    assert {column.cell(own_phase.setups[0]).text for column in time_columns(own_phase)} == {"–"}

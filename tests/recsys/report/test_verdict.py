@@ -9,7 +9,7 @@ from recsys.report.verdict import AucDifference, compare_placements, compare_sco
 from recsys.runs.metrics import measure_quality
 
 
-def made_scores(random, rows=60, ties=True, separation=1.0, shared=0.6, runs=1):
+def random_scores(random, rows=60, ties=True, separation=1.0, shared=0.6, runs=1):
     """Labels, and the scores of some runs that see part of the same noise."""
     labels = (random.random(rows) < 0.4).astype(np.uint8)
     labels[:2] = 0, 1
@@ -36,20 +36,20 @@ def brute_force(a, b, labels):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_two_runs_are_delongs_by_the_definition(seed):
-    (a, b), labels = made_scores(np.random.default_rng(seed), runs=2)
+    (a, b), labels = random_scores(np.random.default_rng(seed), runs=2)
     difference, variance = brute_force(a, b, labels)
-    found = compare_scores([a], [b], labels)
-    assert found.difference == pytest.approx(difference, abs=1e-12)
-    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=1e-9)
-    assert not found.covers_seeds
-    half = 1.959963984540054 * found.standard_error
-    assert (found.low, found.high) == pytest.approx((difference - half, difference + half), rel=1e-9)
+    result = compare_scores([a], [b], labels)
+    assert result.difference == pytest.approx(difference, abs=1e-12)
+    assert result.standard_error == pytest.approx(np.sqrt(variance), rel=1e-9)
+    assert not result.covers_seeds
+    half = 1.959963984540054 * result.standard_error
+    assert (result.low, result.high) == pytest.approx((difference - half, difference + half), rel=1e-9)
 
 
 def test_several_seeds_add_their_spread_to_the_variance_of_the_rows():
-    runs, labels = made_scores(np.random.default_rng(4), rows=80, runs=5)
+    runs, labels = random_scores(np.random.default_rng(4), rows=80, runs=5)
     first, second = list(runs[:3] + np.outer([0, 0.5, 1], labels)), list(runs[3:])
-    found = compare_scores(first, second, labels)
+    result = compare_scores(first, second, labels)
 
     def placements(scores):
         x, y = scores[labels == 1], scores[labels == 0]
@@ -63,13 +63,13 @@ def test_several_seeds_add_their_spread_to_the_variance_of_the_rows():
     parts = [np.var([placements(s)[0].mean() for s in side], ddof=1) / len(side) for side in (first, second)]
     variance = rows + sum(parts)
     freedom = variance**2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
-    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=1e-9)
-    assert found.high - found.difference == pytest.approx(t.ppf(0.975, freedom) * np.sqrt(variance), rel=1e-6)
-    assert found.p == pytest.approx(2 * t.sf(abs(found.difference) / np.sqrt(variance), freedom), rel=1e-6)
+    assert result.standard_error == pytest.approx(np.sqrt(variance), rel=1e-9)
+    assert result.high - result.difference == pytest.approx(t.ppf(0.975, freedom) * np.sqrt(variance), rel=1e-6)
+    assert result.p == pytest.approx(2 * t.sf(abs(result.difference) / np.sqrt(variance), freedom), rel=1e-6)
 
 
 def test_the_mean_of_the_placements_is_the_auc():
-    (scores,), labels = made_scores(np.random.default_rng(1))
+    (scores,), labels = random_scores(np.random.default_rng(1))
     auc = measure_quality(scores, labels).auc
     placed = place(scores, labels)
     assert (placed.above.mean(), placed.below.mean()) == pytest.approx((auc, auc), abs=1e-12)
@@ -77,15 +77,15 @@ def test_the_mean_of_the_placements_is_the_auc():
 
 def test_the_paired_bootstrap_agrees():
     random = np.random.default_rng(7)
-    (a, b), labels = made_scores(random, rows=600, runs=2)
-    found = compare_scores([a], [b], labels)
+    (a, b), labels = random_scores(random, rows=600, runs=2)
+    result = compare_scores([a], [b], labels)
     draws = []
     for _ in range(400):
         rows = random.integers(0, len(labels), len(labels))
         draws.append(place(a[rows], labels[rows]).above.mean() - place(b[rows], labels[rows]).above.mean())
-    assert np.std(draws) == pytest.approx(found.standard_error, rel=0.1)
+    assert np.std(draws) == pytest.approx(result.standard_error, rel=0.1)
     assert np.quantile(draws, (0.025, 0.975)) == pytest.approx(
-        (found.low, found.high), abs=0.25 * (found.high - found.low)
+        (result.low, result.high), abs=0.25 * (result.high - result.low)
     )
 
 
@@ -108,8 +108,8 @@ def test_the_interval_over_seeds_covers_the_true_difference():
             return each * labels + 0.8 * noise + 0.6 * random.normal(size=(k, rows))
 
         a, b, truth = runs(1.2), runs(1.0), true_auc(1.2) - true_auc(1.0)
-        found = compare_scores(list(a), list(b), labels)
-        covered += found.low <= truth <= found.high
+        result = compare_scores(list(a), list(b), labels)
+        covered += result.low <= truth <= result.high
         single = compare_scores([a[0]], [b[0]], labels)
         without_seeds += single.low <= truth <= single.high
     assert 0.925 <= covered / 400 <= 0.99
@@ -117,7 +117,7 @@ def test_the_interval_over_seeds_covers_the_true_difference():
 
 
 def test_seeds_that_do_not_vary_leave_the_rows_alone():
-    (a, b), labels = made_scores(np.random.default_rng(2), runs=2)
+    (a, b), labels = random_scores(np.random.default_rng(2), runs=2)
     one, three = compare_scores([a], [b], labels), compare_scores([a] * 3, [b] * 3, labels)
     assert (three.low, three.high) == pytest.approx((one.low, one.high), rel=1e-9)
     assert three.covers_seeds
@@ -125,10 +125,10 @@ def test_seeds_that_do_not_vary_leave_the_rows_alone():
 
 
 def test_the_same_scores_do_not_differ():
-    (a,), labels = made_scores(np.random.default_rng(2))
-    found = compare_scores([a], [a], labels)
-    assert (found.difference, found.standard_error, found.p) == (0.0, 0.0, 1.0)
-    assert found.judge(0.001) == "same"
+    (a,), labels = random_scores(np.random.default_rng(2))
+    result = compare_scores([a], [a], labels)
+    assert (result.difference, result.standard_error, result.p) == (0.0, 0.0, 1.0)
+    assert result.judge(0.001) == "same"
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_the_same_scores_do_not_differ():
     ],
 )
 def test_verdicts(low, high, verdict):
-    found = AucDifference((low + high) / 2, 1e-3, low, high, 0.5, (3, 3), True)
-    assert found.judge(0.001) == verdict
+    result = AucDifference((low + high) / 2, 1e-3, low, high, 0.5, (3, 3), True)
+    assert result.judge(0.001) == verdict
 
 
 @pytest.mark.parametrize(
-    ("scores", "labels", "said"),
+    ("scores", "labels", "message"),
     [
         ([1.0, 2.0], [1, 1], "AUC needs both labels: 2 scores, 2 labels, 2 positive"),
         ([1.0], [1, 0], "1 scores, 2 labels"),
         ([1.0, float("nan")], [1, 0], "1 of 2 scores are not finite"),
     ],
 )
-def test_what_has_no_auc_is_refused(scores, labels, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_has_no_auc_is_refused(scores, labels, message):
+    with pytest.raises(ValueError, match=message):
         place(np.array(scores), np.array(labels))
 
 

@@ -8,9 +8,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from configs.load import load_config
-from recsys.report.compared_runs import load_runs
+from recsys.report.run import load_runs
 from recsys.studies.method_page import auc_figure, write_method_page
-from recsys.studies.method_rows import MethodRow, Trial, build_method_table, paired_difference, to_json
+from recsys.studies.method_rows import MethodRow, RateTrial, build_method_table, paired_difference, to_json
 from recsys.studies.method_table import COLUMNS, describe_context, format_markdown
 from recsys.train.registry import CHOICES
 from tests.recsys.report.fake_runs import FULL_PARAMETERS, quality, write_run
@@ -39,7 +39,11 @@ def seed_runs(root, method, compression, rate=3.0, seeds=SEEDS, **changes):
 
 @pytest.fixture
 def rows(tmp_path):
-    trials = (Trial(1.0, 0.6, 10.0), Trial(3.0, 0.5, 11.0), Trial(10.0, None, 1.0, "FloatingPointError: nan"))
+    trials = (
+        RateTrial(1.0, 0.6, 10.0),
+        RateTrial(3.0, 0.5, 11.0),
+        RateTrial(10.0, None, 1.0, "FloatingPointError: nan"),
+    )
     full = MethodRow("full", 1.0, 1.0, 1.0, trials, seed_runs(tmp_path, "full", 1.0))
     robe = MethodRow("robe", 10.0, None, 0.98, trials, seed_runs(tmp_path, "robe", 10.0))
     refused = MethodRow("robe", 1000.0, limit=53.14)

@@ -1,0 +1,68 @@
+"""The tables of a comparison: their cells, in Markdown and as figures of profiled steps."""
+
+import pytest
+
+from recsys.report.comparison import compare
+from recsys.report.comparison_output import format_document
+from recsys.report.comparison_table import build_profiled_table, build_table
+from tests.recsys.report.fake_runs import phases, profiled_rank, profiled_window, write_demo, write_run, write_sweep
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return compare(write_demo(tmp_path_factory.mktemp("demo"), windows=2))
+
+
+def test_markdown_has_every_arm_and_figure_in_rows_of_equal_length(tmp_path):
+    sweep = compare(write_sweep(tmp_path))
+    tables = [part for part in format_document(sweep).split("\n\n") if part.startswith("|")]
+    assert len(tables) == 4  # 18 arms, five at a time
+    headings = [column.heading for column in build_table(sweep).columns][1:]
+    for table in tables:
+        assert len({line.count(" | ") for line in table.splitlines()}) == 1
+        assert [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]] == headings
+    assert all(arm.label in format_document(sweep) for arm in sweep.arms)
+
+
+def test_cells(demo):
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in format_document(demo).splitlines()}
+    assert "| 9.30 (p95 12.1) | 6.60 (p95 8.58) | 5.80 (p95 7.54) |" in lines["step, ms"]
+    assert "| 1.00× (baseline) | 0.71× | 0.62× |" in lines["step, × baseline"]
+    assert lines["time to target"].count("not reached (in 2 epochs)") == 2
+
+
+def test_a_pipe_in_a_name_does_not_break_the_table(tmp_path):
+    run = write_run(tmp_path, "x", summary={"name": "a|b", "status": "interrupted"})
+    assert "a\\|b (interrupted)" in format_document(compare([run]))
+
+
+def test_figures_of_profiled_steps(demo):
+    table = build_profiled_table(demo)
+    headings = [column.heading for column in table.columns]
+    assert headings[-2:] == ["all_reduce", "all_to_all"]
+    sharded, robe, single = (dict(zip(headings, row, strict=True)) for row in table.rows)
+    assert {name: (cell.text, cell.detail) for name, cell in sharded.items()} == {
+        "setup": ("demo_sharded", ""),
+        "windows": ("2", "20 steps"),
+        "profiled step, ms": ("11.2", ""),
+        "× not profiled": ("1.14×", "mean 9.77 ms"),
+        "exposed communication": ("35 %", "35 % to 35 %"),
+        "of it waiting": ("14 %", ""),
+        "overlap": ("8 %", "of 4.24 ms"),
+        "clock error, ms": ("0.05", ""),
+        "all_reduce": ("293 KiB in 1", "waiting 0.56, transfer 1.12 ms"),
+        "all_to_all": ("684 KiB in 5", "waiting 0.00, transfer 2.23 ms"),
+    }
+    assert robe["all_to_all"].text == "none"
+    alone = [single[name].text for name in ("exposed communication", "of it waiting", "overlap", "clock error, ms")]
+    assert alone == ["none", "–", "–", "–"]
+
+
+def test_an_arm_that_was_not_profiled_has_no_row_there_and_dashes_in_the_main_table(tmp_path):
+    window = profiled_window(1, [profiled_rank(10.0, phases=phases({"optimizer": 4.0}))])
+    timed = write_run(tmp_path, "timed", compression=10.0, summary={"profiles": [window]})
+    comparison = compare([write_run(tmp_path, "plain", method="sharded"), timed])
+    assert [row[0].text for row in build_profiled_table(comparison).rows] == ["timed"]
+    table = build_table(comparison)
+    place = [column.heading for column in table.columns].index("exposed communication")
+    assert [row[place].text for row in table.rows] == ["–", "none"]
