@@ -24,6 +24,16 @@ def test_markdown_has_every_arm_and_figure_in_rows_of_equal_length(tmp_path):
     assert all(arm.label in format_document(sweep) for arm in sweep.arms)
 
 
+def test_communication_has_columns_only_where_a_run_was_profiled(demo, tmp_path):
+    headings = [column.heading for column in build_table(demo).columns]
+    assert "exposed communication" in headings
+    plain = [column.heading for column in build_table(compare(write_demo(tmp_path))).columns]
+    assert [heading for heading in headings if heading not in plain] == [
+        "exposed communication",
+        "communicated per step",
+    ]
+
+
 def test_cells(demo):
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in format_document(demo).splitlines()}
     assert "| 9.30 (p95 12.1) | 6.60 (p95 8.58) | 5.80 (p95 7.54) |" in lines["step, ms"]
