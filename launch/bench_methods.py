@@ -32,8 +32,7 @@ from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.runners.local import LocalRunner, count_jobs
 from launch.runners.trial import Outcome, Runner, Trial, find_log, run_trials
 from launch.runners.tuning import RATE, choose_rate, tune
-from recsys.data.data import build_dataset
-from recsys.data.movielens import TABLES, find_tables, table_overrides
+from recsys.data.registry import build_dataset, find_dataset
 from recsys.embedding.embeddings import METHODS, build_embedding
 from recsys.report.run import ComparisonError, load_runs
 from recsys.runs.run_dir import write_atomically
@@ -55,15 +54,9 @@ def find_configs() -> list[str]:
     return [str(path) for path in sorted((CONFIGS / "movielens").glob("*.toml")) if path.name != "base.toml"]
 
 
-def data_overrides(directory: str | None) -> list[str]:
-    """The keys of the two files in a directory, *ratings and *movies, .parquet or .csv. Raises ConfigError without."""
-    if directory is None:
-        return []
-    found = find_tables(Path(directory))
-    if missing := [what for what in TABLES if what not in found]:
-        what = missing[0]
-        raise ConfigError(f"{directory}: no file *{what}.parquet or *{what}.csv: MovieLens needs ratings and movies")
-    return table_overrides(found)
+def data_overrides(path: str | None) -> list[str]:
+    """Return the keys of a config that name the files at a path, none without one. Raises ConfigError."""
+    return [] if path is None else find_dataset(path)[1]
 
 
 def load_methods(paths: Sequence[str], overrides: Sequence[str]) -> dict[str, tuple[str, RunConfig]]:

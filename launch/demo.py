@@ -2,7 +2,7 @@
 
 Three jobs of the same model, data, batch and threads, run one after the other through torchx on this machine, then
 the table, the report page and where TensorBoard finds them. Without --data the rows are generated (configs/demo);
-with it they are a sample of real ones (configs/criteo_sample).
+with it they are those of a dataset that knows the files (configs/<dataset>_sample).
 """
 
 import argparse
@@ -15,6 +15,7 @@ from configs.load import ConfigError, run_name
 from launch import compare
 from launch.runners.torchx_jobs import TorchxRunner
 from launch.runners.trial import Trial, find_log
+from recsys.data.registry import find_dataset
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SETUPS = ("sharded", "robe", "robe_single")
@@ -27,19 +28,24 @@ def main() -> None:
         epilog="examples:\n  python -m launch.demo\n  python -m launch.demo --data train.tsv.xz training.epochs=1\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", help="a Criteo TSV: plain, .gz, .xz or .zst")
+    parser.add_argument(
+        "--data",
+        help="such as a Criteo TSV, plain, .gz, .xz or .zst",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--runs", default="runs/demo", help="directory of the three runs (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over all three configs")
     arguments = parser.parse_args()
     overrides = [f"run.dir={arguments.runs}", "run.overwrite=true", *device_overrides(arguments.device)]
-    if arguments.data:
-        overrides += [f"data.criteo.path={Path(arguments.data).resolve()}"]
-    overrides += arguments.overrides
-    family = "criteo_sample" if arguments.data else "demo"
-    paths = [str(CONFIGS / family / f"{name}.toml") for name in SETUPS]
-    trials = [Trial(path, tuple(overrides), run_name(path)) for path in paths]
     try:
+        family = CONFIGS / "demo"
+        if arguments.data:
+            dataset, files = find_dataset(arguments.data)
+            family = CONFIGS / f"{dataset}_sample"
+            overrides += files
+        overrides += arguments.overrides
+        paths = [str(family / f"{name}.toml") for name in SETUPS]
+        trials = [Trial(path, tuple(overrides), run_name(path)) for path in paths]
         run_dirs = [trial.run_dir for trial in trials]  # a mistake in any config stops here, before the first run
         for trial, run_dir in zip(trials, run_dirs, strict=True):
             (end,) = TorchxRunner(1).run([trial], trial.name)

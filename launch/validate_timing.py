@@ -37,7 +37,7 @@ from recsys.bench.timing_proofs import (
     prove_sleep,
     prove_sums,
 )
-from recsys.data.data import build_dataset
+from recsys.data.registry import build_dataset
 from recsys.runs.ranks import Ranks, choose_device, process_group
 from recsys.runs.run_dir import write_atomically
 from recsys.train.heap import keep_freed_memory

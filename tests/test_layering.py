@@ -101,7 +101,7 @@ def test_no_chain_of_imports_leads_back(package):
 
 
 def test_the_check_sees_an_import_inside_a_function():
-    source = "def f():\n    from recsys.data.data import x\n    import launch.train"
+    source = "def f():\n    from recsys.data.dataset import x\n    import launch.train"
     assert {room_of(module) for module in imported_modules(source)} == {"recsys.data", "launch.train"}
 
 

@@ -19,7 +19,8 @@ from configs.load import dump_config, resolved
 from configs.schema import RunConfig
 from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from launch.runners.tracking import track_end, track_start
-from recsys.data.data import Dataset, build_dataset, check_data
+from recsys.data.dataset import Dataset
+from recsys.data.registry import build_dataset
 from recsys.runs.ranks import Ranks, choose_device, process_group
 from recsys.runs.run_dir import RunDir, describe_environment
 from recsys.runs.summary import Failure
@@ -70,7 +71,7 @@ def run_rank(config: RunConfig) -> None:
     with _record_failure(run_dir, rank):
         # Before the process group: building a cache may take longer than a collective may wait.
         dataset = build_dataset(config.data)
-        check_data(dataset, config.training.target_auc)
+        dataset.check(config.training.target_auc)
         with process_group(config.parallelism, device) as ranks, _record_failure(run_dir, rank):
             if ranks.is_first:
                 environment = describe_environment(device, ranks.world_size)

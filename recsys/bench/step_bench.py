@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torchrec.datasets.utils import Batch
 
 from configs.schema import RunConfig
-from recsys.data.data import Dataset, build_dataset
+from recsys.data.dataset import Dataset
+from recsys.data.registry import build_dataset
 from recsys.models.models import MODELS
 from recsys.profile.profile_window import profile_steps
 from recsys.runs.ranks import Ranks

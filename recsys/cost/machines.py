@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from configs.load import ConfigError
 from configs.schema import Section
 from recsys.cost.collective_cost import Cluster, Link
-from recsys.data.criteo_schema import CARDINALITIES, DENSE_NAMES
+from recsys.data.criteo_tsv import CARDINALITIES, DENSE_NAMES
 
 S = TypeVar("S", bound=Section)
 

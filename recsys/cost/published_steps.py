@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from recsys.cost.cost_model import robe_step, sharded_step
 from recsys.cost.machines import MODELS, P4D, Assumptions, Model, build_cluster
 from recsys.cost.table_placement import place_tables
-from recsys.data.criteo_schema import CARDINALITIES
+from recsys.data.criteo_tsv import CARDINALITIES
 
 _CAPPED = MODELS["criteo_tb"].rows
 _README = (

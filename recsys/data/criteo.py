@@ -1,9 +1,8 @@
 """Criteo's click logs (Kaggle display advertising, 1TB) as a dataset: label, 13 integers, 26 categories per row.
 
     dense   log(1 + max(x, 0)), blank = 0
-    ids     a dictionary of the training rows, or the raw 32-bit value modulo the table's size
-    (`recsys.data.criteo_ids`) splits  in time order: the last `test_fraction` of the rows, before them
-    `validation_fraction`, before them train
+    ids     a dictionary of the training rows, or the raw 32-bit value modulo the table's size (`recsys.data.ids`)
+    splits  in time order: the last `test_fraction` of the rows, before them `validation_fraction`, before them train
 
 The text is read once into a cache (`recsys.data.criteo_cache`) named after the data's content and the settings that
 shape it; later runs map that into memory and never open the text again except to see that it is the same file.
@@ -12,9 +11,9 @@ shape it; later runs map that into memory and never open the text again except t
 import hashlib
 import json
 import logging
-import pathlib
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -22,11 +21,17 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from configs.schema import Section
-from recsys.data.batch import Rows
 from recsys.data.criteo_cache import file_state, hash_content, publish_once, write_ids, write_rows
-from recsys.data.criteo_ids import Encoder, Modulo, build_dictionary
-from recsys.data.criteo_schema import CARDINALITIES, DENSE_NAMES, FEATURE_NAMES
-from recsys.data.criteo_tsv import Malformed, find_files
+from recsys.data.criteo_tsv import (
+    CARDINALITIES,
+    DENSE_NAMES,
+    FEATURE_NAMES,
+    Malformed,
+    find_files,
+    looks_like_criteo,
+)
+from recsys.data.dataset import Dataset, Rows, check_fractions
+from recsys.data.ids import Encoder, Modulo, build_dictionary
 
 CACHE_VERSION = 1  # raise whenever the same text and settings would give other arrays
 
@@ -34,138 +39,115 @@ _logger = logging.getLogger(__name__)
 
 
 class Options(Section):
-    """Which rows, and how they become features."""
+    """Which rows of Criteo's are taken, and how they become features."""
 
-    path: str = Field(
-        min_length=1,
-        description="the text: a file (plain, .gz, .xz, .zst), a directory of such files, or a glob; several are one "
-        "log, in natural order of their names (day_2 before day_10)",
-    )
-    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="last part of all rows: the test split")
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1, description="part before it; 0: no validation split")
-    ids: Literal["dictionary", "modulo"] = Field(
-        default="dictionary",
-        description="dictionary: the training rows' values by falling frequency from 1, anything else 0; "
-        "modulo: raw 32-bit value mod the table's size, blank 0",
-    )
-    min_count: int = Field(
-        default=1,
-        ge=1,
-        description="dictionary: values rarer than this in training become id 0; with 1, no training row has id 0",
-    )
-    cardinalities: Literal["criteo_kaggle", "criteo_tb"] = Field(
-        default="criteo_kaggle", description="modulo: whose published numbers of distinct values size the tables"
-    )
-    max_num_embeddings: int | None = Field(
-        default=None, ge=1, description="no table gets more rows than this; unset: no limit"
-    )
-    max_malformed_fraction: float = Field(
-        default=0.001, ge=0, le=1, description="the run stops when more of the lines than this are malformed"
-    )
+    path: str = Field(min_length=1)
+    """The text: a file (plain, .gz, .xz, .zst), a directory of such files, or a glob; several are one log, in natural
+    order of their names (day_2 before day_10)."""
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Last part of all rows: the test split."""
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Part before it; 0 = no validation split."""
+    ids: Literal["dictionary", "modulo"] = "dictionary"
+    """dictionary = the training rows' values by falling frequency from 1, anything else 0; modulo = raw 32-bit value
+    mod the table's size, blank 0."""
+    min_count: int = Field(default=1, ge=1)
+    """dictionary: values rarer than this in training become id 0; with 1, no training row has id 0."""
+    cardinalities: Literal["criteo_kaggle", "criteo_tb"] = "criteo_kaggle"
+    """modulo: whose published numbers of distinct values size the tables."""
+    max_num_embeddings: int | None = Field(default=None, ge=1)
+    """No table gets more rows than this; unset = no limit."""
+    max_malformed_fraction: float = Field(default=0.001, ge=0, le=1)
+    """The run stops when more of the lines than this are malformed."""
 
     @model_validator(mode="after")
     def _leave_training_rows(self) -> Self:
-        if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError(
-                f"test_fraction = {self.test_fraction} and validation_fraction = {self.validation_fraction} "
-                "leave no rows to train on"
-            )
+        check_fractions(self.validation_fraction, self.test_fraction)
         return self
 
 
-class Criteo:
-    """A built cache, memory-mapped. Safe to open by any number of processes.
+class Criteo(Dataset):
+    """A cache that was built, memory-mapped: any number of processes may open it."""
 
-    metadata: what `metadata.json` holds: rows, lines, malformed (by kind), malformed_examples, splits (name ->
-    first, rows, clicks), num_embeddings, settings, content, files, fingerprint, version.
-    """
-
+    Options = Options
+    files = "a Criteo TSV (plain, .gz, .xz or .zst), or a directory of such files"
     dense_names = DENSE_NAMES
     feature_names = FEATURE_NAMES
 
-    def __init__(self, directory: pathlib.Path) -> None:
-        """Raises ValueError when the arrays are not those the metadata speaks of."""
+    def __init__(self, directory: Path) -> None:
+        """Raise ValueError when the arrays are not those the metadata speaks of."""
         self.metadata: dict[str, Any] = json.loads((directory / "metadata.json").read_text())
-        self.num_embeddings: tuple[int, ...] = tuple(self.metadata["num_embeddings"])
+        """rows, lines, malformed (by kind), malformed_examples, splits (name -> first, rows, clicks), num_embeddings,
+        settings, content, files, fingerprint, version."""
+        self.num_embeddings = tuple(self.metadata["num_embeddings"])
+        self.splits = {name: split["rows"] for name, split in self.metadata["splits"].items()}
         self._labels = _map_array(directory / "labels.npy", (self.metadata["rows"],))
         self._dense = _map_array(directory / "dense.npy", (self.metadata["rows"], len(DENSE_NAMES)))
         self._ids = _map_array(directory / "ids.npy", (self.metadata["rows"], len(FEATURE_NAMES)))
 
-    def num_rows(self, split: str) -> int:
-        return self._find_split(split)["rows"]
+    @classmethod
+    def from_path(cls, path: Path) -> dict[str, str] | None:
+        """Return the options for a file or directory where every file begins with tab-separated text."""
+        try:
+            files = find_files(str(path))
+        except (FileNotFoundError, ValueError):  # there is none, or one of them has no bytes
+            return None
+        return {"path": str(path.resolve())} if all(map(looks_like_criteo, files)) else None
 
-    def read(self, split: str, indices: np.ndarray) -> Rows:
-        """(n,) int64, each in [0, num_rows(split)), in any order -> those rows. IndexError outside of that range."""
-        found = self._find_split(split)
-        if indices.size and (indices.min() < 0 or indices.max() >= found["rows"]):
-            raise IndexError(f"rows {indices.min()} to {indices.max()} of {split!r}, which has {found['rows']}")
-        at = indices + found["first"]
+    @classmethod
+    def build(cls, options: Options, cache_dir: Path) -> Self:
+        """Return the dataset from its cache in `cache_dir`; one process of a machine builds that first if need be.
+
+        Raises FileNotFoundError when there is no data at `options.path`; ValueError, naming path, split and what was
+        found, when a file is empty, cut off, or changes while it is read, when more than `max_malformed_fraction` of
+        its lines are malformed, and when a split has no rows or labels of one class only, for which AUC is undefined.
+        """
+        files = find_files(options.path)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        states = [file_state(file) for file in files]
+        identity = {
+            "version": CACHE_VERSION,
+            "content": hash_content(files, cache_dir),
+            "settings": _shaping_settings(options),
+        }
+        fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+        def write(directory: Path) -> None:
+            found = _write_arrays(directory, options, files)
+            if [file_state(file) for file in files] != states:
+                raise ValueError(f"Criteo data: {options.path} changed while it was read")
+            metadata = {"fingerprint": fingerprint, **identity, "files": [str(file) for file in files], **found}
+            (directory / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+
+        directory = cache_dir / f"criteo-{fingerprint}"
+        publish_once(directory, write)
+        dataset = cls(directory)
+        # The cache may have been built under a more lenient limit, which does not shape it.
+        found = dataset.metadata
+        counts, examples = Counter(found["malformed"]), found["malformed_examples"]
+        Malformed(options.path, options.max_malformed_fraction, found["lines"], counts, examples).check()
+        return dataset
+
+    def read_split(self, split: str, indices: np.ndarray) -> Rows:
+        at = indices + self.metadata["splits"][split]["first"]
         return Rows(
             dense=self._dense[at], ids=self._ids[at].astype(np.int64), labels=self._labels[at].astype(np.float32)
         )
 
-    def best_possible(self) -> None:
-        """Real data: nobody knows the true click probabilities."""
-        return None
-
     def fingerprint(self) -> str:
-        """Identity of content and settings, the same on every machine: what a checkpoint may be resumed with."""
+        """Return the identity of content and settings, the same on every machine."""
         return self.metadata["fingerprint"]
-
-    def _find_split(self, split: str) -> dict[str, int]:
-        if split not in self.metadata["splits"]:
-            raise ValueError(f"split {split!r} is none of {', '.join(self.metadata['splits'])}")
-        return self.metadata["splits"][split]
-
-
-def build(options: Options, cache_dir: pathlib.Path) -> Criteo:
-    """The dataset, from its cache in `cache_dir`, which is built first if need be, by one process of a machine.
-
-    Raises FileNotFoundError when there is no data at `options.path`; ValueError, naming path, split and what was
-    found, when a file is empty, cut off, or changes while it is read, when more than `max_malformed_fraction` of its
-    lines are malformed, and when a split has no rows or labels of one class only, for which AUC is undefined.
-    """
-    files = find_files(options.path)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    states = [file_state(file) for file in files]
-    identity = {
-        "version": CACHE_VERSION,
-        "content": hash_content(files, cache_dir),
-        "settings": _shaping_settings(options),
-    }
-    fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-    def write(directory: pathlib.Path) -> None:
-        found = _write_arrays(directory, options, files)
-        if [file_state(file) for file in files] != states:
-            raise ValueError(f"Criteo data: {options.path} changed while it was read")
-        metadata = {"fingerprint": fingerprint, **identity, "files": [str(file) for file in files], **found}
-        (directory / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
-
-    directory = cache_dir / f"criteo-{fingerprint}"
-    publish_once(directory, write)
-    dataset = Criteo(directory)
-    # The cache may have been built under a more lenient limit, which does not shape it.
-    found = dataset.metadata
-    Malformed(
-        options.path,
-        options.max_malformed_fraction,
-        found["lines"],
-        Counter(found["malformed"]),
-        found["malformed_examples"],
-    ).check()
-    return dataset
 
 
 def _shaping_settings(options: Options) -> dict[str, Any]:
-    """The settings that decide what the arrays hold."""
+    """Return the settings that decide what the arrays hold."""
     relevant = {"dictionary": {"min_count"}, "modulo": {"cardinalities"}}[options.ids]
     shared = {"test_fraction", "validation_fraction", "ids", "max_num_embeddings"}
     return options.model_dump(include=shared | relevant)
 
 
-def _write_arrays(directory: pathlib.Path, options: Options, files: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """Fills `directory` with the arrays; returns what the metadata says of them."""
+def _write_arrays(directory: Path, options: Options, files: Sequence[Path]) -> dict[str, Any]:
+    """Fill `directory` with the arrays; return what the metadata says of them."""
     malformed = Malformed(options.path, options.max_malformed_fraction)
     rows = write_rows(directory, files, malformed)
     if not rows:
@@ -192,7 +174,7 @@ def _write_arrays(directory: pathlib.Path, options: Options, files: Sequence[pat
 
 
 def _split_rows(options: Options, labels: np.ndarray) -> dict[str, dict[str, int]]:
-    """Labels (n,) in time order -> for each split its first row, its number of rows, and how many are clicks.
+    """Return for each split of labels (n,) in time order its first row, its number of rows, and how many are clicks.
 
     Raises ValueError when a split that was asked for is empty or has one class only.
     """
@@ -215,7 +197,8 @@ def _split_rows(options: Options, labels: np.ndarray) -> dict[str, dict[str, int
     return splits
 
 
-def _map_array(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+def _map_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array of a cache's file, memory-mapped."""
     array = np.load(path, mmap_mode="r")
     if array.shape != shape:
         raise ValueError(f"cache {path} has shape {array.shape}, its metadata says {shape}: delete {path.parent}")

@@ -1,4 +1,4 @@
-"""The columnar cache of a Criteo file on disk: built once, published whole, memory-mapped by every later run.
+"""Keeps the columns of a Criteo file on disk: built once, published whole, memory-mapped by every later run.
 
 A cache is a directory with `labels.npy` (n,) uint8, `dense.npy` (n, 13) float32 and `ids.npy` (n, 26) int32, row by
 row, so that a row drawn at random costs one or two page faults an array, and what its owner adds (`recsys.data.criteo`:
@@ -28,9 +28,8 @@ from numpy.lib import format as npy
 from rich.console import Console
 from rich.progress import Progress
 
-from recsys.data.criteo_ids import Encoder
-from recsys.data.criteo_schema import DENSE_NAMES, FEATURE_NAMES
-from recsys.data.criteo_tsv import Malformed, read_columns
+from recsys.data.criteo_tsv import DENSE_NAMES, FEATURE_NAMES, Malformed, read_columns
+from recsys.data.ids import Encoder
 
 CHUNK_ROWS = 1 << 25  # rows of one category counted or looked up at a time
 INTERLEAVED_ROWS = 1 << 16  # rows of all categories interleaved at a time: they stay in the processor's cache
@@ -38,7 +37,7 @@ SETTLED_S = 2.0  # a file changed more recently may change again without a new t
 
 
 class _NpyFile:
-    """An .npy file of rows (width values each, or one if width is ()) whose number is known only at the end."""
+    """Writes an .npy file of rows (width values each, or one if width is ()) whose number is known only at the end."""
 
     def __init__(self, path: Path, dtype: type[np.generic], width: tuple[int, ...] = ()) -> None:
         self._file = path.open("wb")
@@ -67,13 +66,16 @@ class _NpyFile:
 
 
 def file_state(file: Path) -> tuple[str, int, int, int, int]:
-    """What changes when a file's content does: path, inode, size, both times (ctime moves even if mtime is reset)."""
+    """Return what changes when a file's content does: path, inode, size, and both times.
+
+    mtime alone is not enough: it can be reset, and ctime moves even then.
+    """
     stat = file.stat()
     return str(file.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def hash_content(files: Sequence[Path], cache_dir: Path) -> str:
-    """blake2b over the bytes of all files in order, whatever they are called, as 40 hexadecimal digits.
+    """Return blake2b over the bytes of all files in order, whatever they are called, as 40 hexadecimal digits.
 
     Reads every file once (0.8 GB/s); after that `cache_dir` remembers the digest for as long as `file_state` stays.
     """
@@ -84,7 +86,7 @@ def hash_content(files: Sequence[Path], cache_dir: Path) -> str:
 
 
 def publish_once(directory: Path, write: Callable[[Path], None]) -> None:
-    """Afterwards `directory` exists, whole: found, made here, or made by another process in the meantime.
+    """Make sure that `directory` exists, whole: it was there, is made here, or was made by another process meanwhile.
 
     `write` fills a directory that gets the name only once complete. Processes that share the parent directory take
     turns, and the second finds the first's result. What a killed process left is never taken for a result and is
@@ -111,7 +113,7 @@ def publish_once(directory: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_rows(directory: Path, files: Sequence[Path], malformed: Malformed) -> int:
-    """Text -> `labels.npy`, `dense.npy` and, in `raw/`, what `write_ids` needs; returns the number of rows.
+    """Write the text as `labels.npy`, `dense.npy` and, in `raw/`, what `write_ids` needs; return the number of rows.
 
     Raises ValueError when more lines are malformed than `malformed` allows, or a compressed file is damaged.
     """
@@ -137,7 +139,7 @@ def write_rows(directory: Path, files: Sequence[Path], malformed: Malformed) -> 
 def write_ids(
     directory: Path, num_train: int, build_encoder: Callable[[int, pa.ChunkedArray], Encoder]
 ) -> tuple[int, ...]:
-    """What `write_rows` left in `raw/` -> `ids.npy`; returns the number of ids of each category.
+    """Write what `write_rows` left in `raw/` as `ids.npy`; return the number of ids of each category.
 
     `build_encoder(f, values)` sees the first `num_train` rows of category f only: uint32, null where blank.
     """
@@ -161,13 +163,13 @@ def write_ids(
 
 
 def show_progress() -> Progress:
-    """A progress display on stderr, silent where that is not a terminal."""
+    """Return a progress display on stderr, silent where that is not a terminal."""
     return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 @contextmanager
 def _lock(cache_dir: Path) -> Iterator[None]:
-    """One process at a time; the system releases it when the process ends, however it ends."""
+    """Let one process in at a time; the system releases it when the process ends, however it ends."""
     with (cache_dir / "criteo.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,17 +1,20 @@
-"""Criteo's text as arrays: files -> blocks of whole lines -> columns, every malformed line accounted for.
+"""Criteo's text, what a row of it is, and how it is read: files -> blocks of whole lines -> columns.
 
 A block is first read as columns by pyarrow, strictly. Only where that fails are its lines looked at one by one, the
-faulty ones counted and dropped, and the rest read as columns again: clean data never meets a Python loop over rows.
-Both readings accept the same lines: label 0 or 1, then 13 blank or 64-bit decimal integers, then 26 blank or 1 to 8
-hexadecimal digits, tab separated, `\\n` at the end.
+faulty ones counted and dropped, and the rest read as columns again: clean data never meets a Python loop over rows, and
+every malformed line is accounted for. Both readings accept the same lines: label 0 or 1, then 13 blank or 64-bit
+decimal integers, then 26 blank or 1 to 8 hexadecimal digits, tab separated, `\\n` at the end.
+
+Cardinalities are those published with the DLRM reference, of the Criteo Kaggle display-advertising challenge and of the
+1TB click logs (all 24 days). Capped at 40 M rows a table, the latter are MLPerf's: 204,184,588 rows in all.
 """
 
 import io
 import lzma
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -21,14 +24,28 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from recsys.data.criteo_schema import DENSE_NAMES, FEATURE_NAMES
+DENSE_NAMES = tuple(f"I{i}" for i in range(1, 14))
+FEATURE_NAMES = tuple(f"C{i}" for i in range(1, 27))
+
+CARDINALITIES: dict[str, tuple[int, ...]] = {
+    "criteo_kaggle": (
+        1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
+        27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+    ),
+    "criteo_tb": (
+        227605432, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 130229467, 3067956, 405282, 10,
+        2209, 11938, 155, 4, 976, 14, 292775614, 40790948, 187188510, 590152, 12973, 108, 36,
+    ),
+}  # fmt: skip
 
 BLOCK_BYTES = 1 << 20  # measured: half the time per row of 16 MiB, whose columns leave the cache
 LONGEST_LINE_BYTES = 1 << 16
 EXAMPLES_SHOWN = 5
+COMPRESSED = (".gz", ".xz", ".zst")
 
 _NUM_COLUMNS = 1 + len(DENSE_NAMES) + len(FEATURE_NAMES)
 _ALPHABET = b"0123456789abcdefABCDEF-\t\n"  # pyarrow alone would also take " 5", "0x1f" and a byte order mark
+_CONTROL = re.compile(rb"[^\t\r\x20-\x7e]")
 _INTEGER = re.compile(rb"-?[0-9]+")
 _CATEGORY = re.compile(rb"[0-9a-fA-F]{0,8}")
 _PLAIN_LINE = re.compile(
@@ -49,18 +66,21 @@ _CONVERT = csv.ConvertOptions(
 
 @dataclass(frozen=True)
 class Columns:
-    """n rows as read: labels (n,) uint8, dense (n, 13) float32 = log(1 + max(x, 0)), 0 where blank, categories
-    (26, n) uint32, and blanks (n,) uint32 whose bit f says that category f is blank (its value is then 0)."""
+    """n rows as read."""
 
     labels: np.ndarray
+    """(n,) uint8."""
     dense: np.ndarray
+    """(n, 13) float32: log(1 + max(x, 0)), 0 where blank."""
     categories: np.ndarray
+    """(26, n) uint32, 0 where blank."""
     blanks: np.ndarray
+    """(n,) uint32, whose bit f says that category f is blank."""
 
 
 @dataclass
 class Malformed:
-    """The lines read so far from `path`, and those of them that were dropped, by kind, the first few in words."""
+    """Counts the lines read so far from `path`, and those dropped by kind; keeps the first few of these in words."""
 
     path: str
     max_fraction: float
@@ -69,12 +89,13 @@ class Malformed:
     examples: list[str] = field(default_factory=list)
 
     def add(self, where: str, kind: str, detail: str) -> None:
+        """Count one more dropped line."""
         self.counts[kind] += 1
         if len(self.examples) < EXAMPLES_SHOWN:
             self.examples.append(f"{where}: {kind}: {detail}")
 
     def check(self, at_least: float = 0.0) -> None:
-        """ValueError when more than `max_fraction` of the lines (or `at_least`, if that is more) are malformed."""
+        """Raise ValueError when more than `max_fraction` of the lines, or `at_least` if that is more, are malformed."""
         allowed = max(self.max_fraction, at_least)
         if self.counts.total() > allowed * self.lines:
             raise ValueError(f"{self}\n  {allowed:.3%} are allowed (max_malformed_fraction = {self.max_fraction:g})")
@@ -87,9 +108,9 @@ class Malformed:
 
 
 def find_files(path: str) -> list[Path]:
-    """A file, every visible file of a directory, or what a glob matches, in natural order (day_2 before day_10).
+    """Return a file, every visible file of a directory, or what a glob matches, in natural order.
 
-    Raises FileNotFoundError when there is none, ValueError when one of them has no bytes at all.
+    day_2 stands before day_10. Raises FileNotFoundError when there is none, ValueError when one of them has no bytes.
     """
     given = Path(path).expanduser()
     if given.is_file():
@@ -106,8 +127,18 @@ def find_files(path: str) -> list[Path]:
     return sorted(files, key=_natural_order)
 
 
+def looks_like_criteo(file: Path) -> bool:
+    """Return whether a file begins with a line of tab-separated text, or is compressed and cannot be read at all."""
+    try:
+        with closing(_read_lines(file, lambda _: None)) as blocks:
+            first = next(blocks, b"").partition(b"\n")[0]
+    except ValueError:  # damaged: the one who reads it says where
+        return file.suffix in COMPRESSED
+    return b"\t" in first and not _CONTROL.search(first)
+
+
 def read_columns(file: Path, malformed: Malformed, advance: Callable[[int], Any]) -> Iterator[Columns]:
-    """The rows of one file (.gz, .xz, .zst or plain) in blocks of about a MiB of text, malformed lines left out.
+    """Yield the rows of a file (.gz, .xz, .zst or plain) in blocks of about a MiB of text, malformed lines left out.
 
     `malformed` is added to; `advance` is called with the bytes of the file consumed since its last call. Raises
     ValueError when a compressed file is cut off or damaged, or as soon as more than half of the very first block is
@@ -145,8 +176,8 @@ def _open(raw: io.BufferedReader, suffix: str) -> Iterator[Any]:
         yield raw
 
 
-def _read_lines(file: Path, advance: Callable[[int], Any]) -> Iterator[bytes]:
-    """Blocks of whole lines; only the last one may lack its newline."""
+def _read_lines(file: Path, advance: Callable[[int], Any]) -> Generator[bytes]:
+    """Yield blocks of whole lines; only the last one may lack its newline."""
     with file.open("rb") as raw, _open(raw, file.suffix) as stream:
         consumed, read, rest = 0, 0, b""
         while True:
@@ -176,7 +207,7 @@ def _read_lines(file: Path, advance: Callable[[int], Any]) -> Iterator[bytes]:
 
 
 def _parse(text: bytes) -> Columns | None:
-    """Whole lines -> columns, or None when any of them is malformed."""
+    """Return the columns of whole lines, or None when any of them is malformed."""
     if text.translate(None, _ALPHABET):
         return None
     names = ["label", *DENSE_NAMES, *FEATURE_NAMES]
@@ -204,7 +235,7 @@ def _parse(text: bytes) -> Columns | None:
 
 
 def _bytes_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """A binary column of n cells -> all their bytes in one array, uint8, and their widths (n,)."""
+    """Return all bytes of a binary column of n cells in one array, uint8, and the cells' widths (n,)."""
     _, offset_buffer, data = column.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1]
     text = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data else np.empty(0, np.uint8)
@@ -212,7 +243,7 @@ def _bytes_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pair_table() -> np.ndarray:
-    """(65536,) uint16: two hexadecimal digits, read as one native 16-bit number -> 0 to 255, else 256."""
+    """Return (65536,) uint16: two hexadecimal digits, read as one native 16-bit number -> 0 to 255, else 256."""
     digits = np.full(256, 256, np.uint16)
     for value, digit in enumerate("0123456789abcdef"):
         digits[[ord(digit), ord(digit.upper())]] = value
@@ -224,9 +255,9 @@ _PAIRS = _pair_table()
 
 
 def _parse_hexadecimal(text: np.ndarray, widths: np.ndarray, out: np.ndarray) -> np.ndarray | None:
-    """The concatenated cells of a column -> their values in `out` (n,) uint32; returns (n,) bool, False where blank.
+    """Write the values of a column's concatenated cells to `out` (n,) uint32; return (n,) bool, False where blank.
 
-    None when a cell is wider than 8 digits or holds anything else.
+    Returns None when a cell is wider than 8 digits or holds anything else.
     """
     if widths.max(initial=0) > 8:
         return None
@@ -242,14 +273,14 @@ def _parse_hexadecimal(text: np.ndarray, widths: np.ndarray, out: np.ndarray) ->
 
 
 def _pad_to_8(text: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Concatenated cells of 1 to 8 bytes -> the same with zeros written before each, 8 bytes a cell."""
+    """Return concatenated cells of 1 to 8 bytes with zeros written before each, 8 bytes a cell."""
     padded = np.full((len(widths), 8), ord("0"), np.uint8)
     padded[np.arange(8) >= 8 - widths[:, None]] = text
     return padded.reshape(-1)
 
 
 def _drop_malformed(text: bytes, file: Path, first_line: int, malformed: Malformed) -> bytes:
-    """The well-formed lines of `text`; the others are added to `malformed` with their line numbers."""
+    """Return the well-formed lines of `text`; the others are added to `malformed` with their line numbers."""
     lines = text.split(b"\n")
     unfinished = lines.pop()  # b"" after a final newline
     kept = []
@@ -269,7 +300,7 @@ def _drop_malformed(text: bytes, file: Path, first_line: int, malformed: Malform
 
 
 def _find_fault(line: bytes) -> tuple[str, str] | None:
-    """(kind, what is wrong) of one line without its newline, or None."""
+    """Return (kind, what is wrong) of one line without its newline, or None."""
     cells = line.split(b"\t")
     if len(cells) != _NUM_COLUMNS:
         return "columns", f"{len(cells)} instead of {_NUM_COLUMNS}: {_show(line)}"

@@ -1,4 +1,4 @@
-"""Arithmetic whose bits are the same on every machine: what a generated row may be made of.
+"""Computes what generated rows are made of with the same bits on every machine.
 
 Integers, and the IEEE 754 operations + - * / sqrt, round the same way everywhere. log, exp and power do not: numpy
 picks an implementation by processor, and they differ in the last bit. So the few that generating needs are written here
@@ -17,20 +17,21 @@ _LOW_32 = np.uint64(0xFFFFFFFF)
 
 
 def random_keys(seed: int, purpose: str, count: int) -> np.ndarray:
-    """`count` 64-bit keys, (count,) uint64, for one named purpose of one seed: SHAKE-256 of both."""
+    """Return `count` 64-bit keys, (count,) uint64, for one named purpose of one seed: SHAKE-256 of both."""
     digest = hashlib.shake_256(f"{seed}/{purpose}".encode()).digest(8 * count)
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def unit_interval(keys: np.ndarray) -> np.ndarray:
-    """64-bit keys -> float64 in [0, 1), by their top 53 bits."""
+    """Return 64-bit keys as float64 in [0, 1), by their top 53 bits."""
     return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def mix(values: np.ndarray, keys: np.ndarray | np.uint64) -> np.ndarray:
-    """Integers (any shape) and keys (broadcast against it) -> 64 well-mixed bits each, uint64; a bijection per key.
+    """Return 64 well-mixed bits, uint64, for each of the integers (any shape); a bijection per key.
 
-    x = v·φ + key, then three rounds of x ^= x >> 32 with an odd multiplication between them.
+    Keys are broadcast against the integers. x = v·φ + key, then three rounds of x ^= x >> 32 with an odd multiplication
+    between them.
     """
     x = values.view(np.uint64) * _GOLDEN + keys
     shifted = np.empty_like(x)
@@ -42,7 +43,7 @@ def mix(values: np.ndarray, keys: np.ndarray | np.uint64) -> np.ndarray:
 
 
 def draw(mixed: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """(n,) already mixed uint64 and (K,) keys -> (K, n) uint64, one independent draw per key; a bijection per key."""
+    """Return (K, n) uint64, an independent draw per key, of (n,) mixed uint64 and (K,) keys; a bijection per key."""
     x = mixed ^ keys[:, None]
     x *= _ROUND
     x ^= x >> np.uint64(29)
@@ -52,7 +53,7 @@ def draw(mixed: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def halves(draws: np.ndarray) -> np.ndarray:
-    """(K, n) uint64 -> (2K, n) int64 of 32-bit uniforms: the high halves, then the low ones."""
+    """Return the halves of (K, n) uint64 as 32-bit uniforms (2K, n) int64: the high ones, then the low ones."""
     num_draws, n = draws.shape
     out = np.empty((2 * num_draws, n), np.uint64)
     np.right_shift(draws, np.uint64(32), out=out[:num_draws])
@@ -61,7 +62,10 @@ def halves(draws: np.ndarray) -> np.ndarray:
 
 
 def log(x: np.ndarray) -> np.ndarray:
-    """ln of positive float64: x = m·2^e with m in [√½, √2), ln m = 2·atanh((m − 1) / (m + 1)) by its series."""
+    """Return ln x of positive float64.
+
+    x = m·2^e with m in [√½, √2), and ln m = 2·atanh((m − 1) / (m + 1)) by its series.
+    """
     mantissa, exponent = np.frexp(x)
     low = mantissa < 0.7071067811865476
     mantissa = np.where(low, 2 * mantissa, mantissa)
@@ -73,7 +77,7 @@ def log(x: np.ndarray) -> np.ndarray:
 
 
 def exp(x: np.ndarray) -> np.ndarray:
-    """e^x of float64: x = k·ln 2 + r, e^r by its Taylor series, times 2^k."""
+    """Return e^x of float64: x = k·ln 2 + r, e^r by its Taylor series, times 2^k."""
     k = np.rint(x / _LN2)
     rest, series = x - k * _LN2, np.ones_like(x)
     for i in range(14, 0, -1):
@@ -83,10 +87,10 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def power(x: np.ndarray, a: float) -> np.ndarray:
-    """x^a of positive float64."""
+    """Return x^a of positive float64."""
     return exp(a * log(x))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^−x) of float64; beyond ±30 as at ±30, so that no probability is exactly 0 or 1."""
+    """Return 1 / (1 + e^−x) of float64; beyond ±30 as at ±30, so that no probability is exactly 0 or 1."""
     return 1 / (1 + exp(-np.clip(x, -30, 30)))

@@ -15,9 +15,8 @@ The files are those of GroupLens, or the same columns in Parquet; both are read 
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -29,8 +28,8 @@ import pyarrow.parquet
 from pydantic import Field, model_validator
 
 from configs.schema import Section
-from recsys.data.batch import Rows
-from recsys.data.criteo_ids import build_dictionary
+from recsys.data.dataset import Dataset, Rows, check_fractions
+from recsys.data.ids import build_dictionary
 
 TABLES = ("ratings", "movies")
 FEATURE_NAMES = ("user", "movie", "genre", "hour")
@@ -42,6 +41,8 @@ _logger = logging.getLogger(__name__)
 
 
 class Options(Section):
+    """Which ratings are taken, what makes them positive, and how they are split."""
+
     ratings: str = Field(min_length=1)
     """File of userId, movieId, rating, timestamp: .csv as GroupLens publishes it, or Parquet."""
     movies: str = Field(min_length=1)
@@ -57,30 +58,32 @@ class Options(Section):
 
     @model_validator(mode="after")
     def _leave_training_rows(self) -> Self:
-        if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError(
-                f"test_fraction = {self.test_fraction} and validation_fraction = {self.validation_fraction} "
-                "leave no rows to train on"
-            )
+        check_fractions(self.validation_fraction, self.test_fraction)
         return self
 
 
 class Ratings(NamedTuple):
-    """What is read of n ratings: values of FEATURE_NAMES, each (n,) int64; year (n,) float32; labels (n,) float32."""
+    """What is read of n ratings."""
 
     values: tuple[np.ndarray, ...]
+    """Of FEATURE_NAMES, each (n,) int64."""
     year: np.ndarray
+    """(n,) float32."""
     labels: np.ndarray
+    """(n,) float32."""
 
 
-class MovieLens:
-    """The three splits, in memory. damaged_rows: ratings that were left out."""
+class MovieLens(Dataset):
+    """The three splits of the ratings, in memory."""
 
+    Options = Options
+    files = "a directory with MovieLens' *ratings and *movies, .csv or .parquet"
     dense_names = ("year",)
     feature_names = FEATURE_NAMES
 
     def __init__(self, options: Options) -> None:
         ratings, self.damaged_rows = _read_ratings(options)
+        """Ratings that were left out."""
         places = _split_places(options, ratings.labels)
         ids = np.empty((len(ratings.labels), len(FEATURE_NAMES)), np.int64)
         sizes = []
@@ -91,61 +94,43 @@ class MovieLens:
         self.num_embeddings = tuple(sizes)
         year = ratings.year[:, None]
         self._rows = {split: Rows(year[at], ids[at], ratings.labels[at]) for split, at in places.items()}
+        self.splits = {split: len(rows) for split, rows in self._rows.items()}
 
-    def num_rows(self, split: str) -> int:
-        return len(self._find_split(split))
+    @classmethod
+    def from_path(cls, path: Path) -> dict[str, str] | None:
+        """Return the options that name the two files of a directory, *ratings and *movies, .csv or .parquet."""
+        files = sorted(path.iterdir()) if path.is_dir() else []
+        tables = [file for file in files if file.suffix in (".csv", ".parquet")]
+        found = {what: next((file for file in tables if file.stem.endswith(what)), None) for what in TABLES}
+        named = {what: str(file.resolve()) for what, file in found.items() if file is not None}
+        return named if len(named) == len(TABLES) else None
 
-    def read(self, split: str, indices: np.ndarray) -> Rows:
-        """Rows of the split at (n,) int64 indices, in any order. Raises IndexError for one that it does not have."""
-        rows = self._find_split(split)
-        if indices.size and (indices.min() < 0 or indices.max() >= len(rows)):
-            raise IndexError(f"rows {indices.min()} to {indices.max()} of {split!r}, which has {len(rows)}")
+    @classmethod
+    def build(cls, options: Options, cache_dir: Path) -> Self:
+        """Return the dataset; it keeps nothing in `cache_dir`.
+
+        Raises FileNotFoundError where a file is missing; ValueError, naming the file and what was found, where one
+        cannot be read or lacks a column, where ratings are of movies that the movies file does not have, and where a
+        split is empty or has one class only, for which AUC is undefined.
+        """
+        del cache_dir
+        return cls(options)
+
+    def read_split(self, split: str, indices: np.ndarray) -> Rows:
+        rows = self._rows[split]
         return Rows(rows.dense[indices], rows.ids[indices], rows.labels[indices])
 
-    def best_possible(self) -> None:
-        """Real data: nobody knows the true probabilities."""
-        return None
-
     def fingerprint(self) -> str:
-        """Of all rows as they are read, so of the files' content and every option that changes what is read."""
+        """Return a digest of all rows as they are read: of the files' content and every option that changes it."""
         digest = hashlib.blake2b(digest_size=16)
         for split, rows in self._rows.items():
             for array in (rows.dense, rows.ids, rows.labels):
                 digest.update(f"{split} {array.shape} ".encode() + array.tobytes())
         return digest.hexdigest()
 
-    def _find_split(self, split: str) -> Rows:
-        if split not in self._rows:
-            raise ValueError(f"split {split!r} is none of {', '.join(self._rows)}")
-        return self._rows[split]
-
-
-def find_tables(directory: Path) -> dict[str, Path]:
-    """Those of TABLES whose file, *ratings or *movies, .csv or .parquet, is in the directory."""
-    files = sorted(directory.iterdir()) if directory.is_dir() else []
-    tables = [path for path in files if path.suffix in (".csv", ".parquet")]
-    found = {what: next((path for path in tables if path.stem.endswith(what)), None) for what in TABLES}
-    return {what: path.resolve() for what, path in found.items() if path is not None}
-
-
-def table_overrides(tables: Mapping[str, Path]) -> list[str]:
-    """The keys of a config that name these files."""
-    return [f"data.movielens.{what}={json.dumps(str(path))}" for what, path in tables.items()]
-
-
-def build(options: Options, cache_dir: Path) -> MovieLens:
-    """The dataset; `cache_dir` is for datasets that keep files.
-
-    Raises FileNotFoundError where a file is missing; ValueError, naming the file and what was found, where one cannot
-    be read or lacks a column, where ratings are of movies that the movies file does not have, and where a split is
-    empty or has one class only, for which AUC is undefined.
-    """
-    del cache_dir
-    return MovieLens(options)
-
 
 def _read_ratings(options: Options) -> tuple[Ratings, int]:
-    """The ratings in the order of the file, without the damaged ones, and how many those are."""
+    """Return the ratings in the order of the file, without the damaged ones, and how many those are."""
     table = _read_table("ratings", Path(options.ratings), RATING_COLUMNS)
     whole = table.drop_null()
     whole = whole.filter(pc.greater_equal(whole["timestamp"], BEGINNING_OF_1995))  # type: ignore[attr-defined]
@@ -172,7 +157,7 @@ def _read_ratings(options: Options) -> tuple[Ratings, int]:
 
 
 def _read_movies(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every movieId once, ascending; its first genre as a place in the alphabet of genres; its year as a feature."""
+    """Return every movieId once, ascending; its first genre, by place in the alphabet; and its year as a feature."""
     table = _read_table("movies", path, MOVIE_COLUMNS)
     movies, first = np.unique(table["movieId"].to_numpy(), return_index=True)
     first_genre = [(genres or "").partition("|")[0] for genres in table["genres"].to_pylist()]
@@ -183,7 +168,7 @@ def _read_movies(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _read_table(what: str, path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
-    """The columns of a file, in their types."""
+    """Return the columns of a file, in their types."""
     if not path.is_file():
         raise FileNotFoundError(f"MovieLens: no {what} file {path}: set data.movielens.{what}")
     try:
@@ -199,7 +184,7 @@ def _read_table(what: str, path: Path, columns: dict[str, pa.DataType]) -> pa.Ta
 
 
 def _split_places(options: Options, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Labels (n,) -> for each split the places of its rows in the file, in random order."""
+    """Return for each split of labels (n,) the places of its rows in the file, in random order."""
     n = len(labels)
     num_validation, num_test = round(n * options.validation_fraction), round(n * options.test_fraction)
     order = np.random.default_rng(options.split_seed).permutation(n)
@@ -210,7 +195,8 @@ def _split_places(options: Options, labels: np.ndarray) -> dict[str, np.ndarray]
     return places
 
 
-def _check_splits(options: Options, labels: dict[str, Sequence[float] | np.ndarray]) -> None:
+def _check_splits(options: Options, labels: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where a split has one class only."""
     for split, own in labels.items():
         if split == "validation" and options.validation_fraction == 0:
             continue

@@ -6,24 +6,33 @@ into integers and ids (`synthetic_columns`), and a teacher into the probability 
 which the label is a draw. The splits, and the rows that the teacher is calibrated on, lie in disjoint ranges of k, so
 changing the length of one split leaves the other rows as they are.
 
+`SyntheticCriteo.write_tsv` writes rows in Criteo's raw format. The hex number of an id there is a bijection of 32 bits,
+another one for each feature and seed, so a file carries the same partition of rows into ids as the arrays do, but
+neither the ids' order nor their count.
+
 The ids of real data follow no exact law, and their effects none at all: what this data can show is how methods compare
 where many rare ids matter a little, against a bound that is known. It cannot show what they reach on Criteo.
 """
 
 import hashlib
-from collections.abc import Iterator
+import lzma
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import csv
 from pydantic import Field
 
 from configs.schema import Section
-from recsys.data import exact, synthetic_teacher, synthetic_tsv
-from recsys.data.batch import Rows
-from recsys.data.criteo_schema import CARDINALITIES, DENSE_NAMES, FEATURE_NAMES
-from recsys.data.synthetic_columns import Columns, id_columns
-from recsys.data.synthetic_teacher import BestPossible, Effects, Teacher
+from recsys.data import exact, synthetic_teacher
+from recsys.data.criteo_tsv import CARDINALITIES, DENSE_NAMES, FEATURE_NAMES
+from recsys.data.dataset import BestPossible, Dataset, Rows
+from recsys.data.synthetic_columns import MISSING_ID, MISSING_INTEGER, Columns, id_columns
+from recsys.data.synthetic_teacher import Effects, Teacher
 
 GENERATOR_VERSION = 1
 """Goes up with every change that changes any row: fingerprints of old runs must not match new ones."""
@@ -34,8 +43,18 @@ CALIBRATION_ROWS = 2**17
 RANGES = {"train": 0, "validation": 1, "test": 2, "calibration": 3}
 RANGE_BITS = 60  # a split's rows are k = (range << 60) + index
 
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+_TSV_SCHEMA = pa.schema(
+    [("label", pa.int8())]
+    + [(name, pa.int64()) for name in DENSE_NAMES]
+    + [(name, pa.string()) for name in FEATURE_NAMES]
+)
+_HEX = np.array([f"{i:04x}" for i in range(2**16)], "S4").view(np.uint32)
+
 
 class Options(Section):
+    """Which world the rows are generated in, and how many."""
+
     seed: int = Field(default=3, ge=0)
     """Another seed is another world: other rows, other effects of ids, other importances of columns. From seed to seed
     the best possible AUC varies by a standard deviation of 0.006 (the default's is near the mean), what a linear model
@@ -69,17 +88,22 @@ class Options(Section):
 
 
 class Block(NamedTuple):
-    """n generated rows: integers (13, n) int64, ids (26, n) int64, probabilities (n,) float64, labels (n,) float32."""
+    """n generated rows."""
 
     integers: np.ndarray
+    """(13, n) int64."""
     ids: np.ndarray
+    """(26, n) int64."""
     probabilities: np.ndarray
+    """(n,) float64, of a click."""
     labels: np.ndarray
+    """(n,) float32."""
 
 
-class SyntheticCriteo:
-    """Random access to the rows of the three splits. Reading changes no state, so threads may share it."""
+class SyntheticCriteo(Dataset):
+    """Rows generated as they are read. Reading changes no state, so threads may share it."""
 
+    Options = Options
     dense_names = DENSE_NAMES
     feature_names = FEATURE_NAMES
 
@@ -87,23 +111,21 @@ class SyntheticCriteo:
         self.options = options
         num_ids = tuple(_table_size(n, options) for n in CARDINALITIES[options.cardinalities])
         self.num_embeddings = tuple(n + 1 for n in num_ids)
-        self._num_rows = {"train": options.train_rows, "validation": options.validation_rows, "test": options.test_rows}
+        self.splits = {"train": options.train_rows, "validation": options.validation_rows, "test": options.test_rows}
         self._row_key = exact.random_keys(options.seed, "rows", 1)
         self._label_key = exact.random_keys(options.seed, "labels", 1)
         self._columns = Columns(id_columns(options.cardinalities), num_ids, options.seed)
         self._teacher = self._calibrated_teacher()
         self._best_possible: BestPossible | None = None
 
-    def num_rows(self, split: str) -> int:
-        if split not in self._num_rows:
-            raise ValueError(f"split {split!r} is none of {', '.join(self._num_rows)}")
-        return self._num_rows[split]
+    @classmethod
+    def build(cls, options: Options, cache_dir: Path) -> Self:
+        """Return the dataset; it keeps nothing in `cache_dir`."""
+        del cache_dir
+        return cls(options)
 
-    def read(self, split: str, indices: np.ndarray) -> Rows:
-        """Rows of the split at (n,) int64 indices, in the order asked for: dense (n, 13) = ln(1 + x), missing = 0.
-
-        Raises IndexError for an index that the split does not have.
-        """
+    def read_split(self, split: str, indices: np.ndarray) -> Rows:
+        # dense (n, 13) = ln(1 + x), missing = 0
         n = len(indices)
         dense = np.empty((n, len(DENSE_NAMES)), np.float32)
         ids = np.empty((len(FEATURE_NAMES), n), np.int64)
@@ -115,38 +137,40 @@ class SyntheticCriteo:
         return Rows(dense, ids.T, labels)
 
     def probabilities(self, split: str, indices: np.ndarray) -> np.ndarray:
-        """True click probabilities (n,) float64 of the split's rows at (n,) int64 indices."""
+        """Return the true click probabilities (n,) float64 of the split's rows at (n,) int64 indices."""
         out = np.empty(len(indices))
         for rows, block in self._blocks(split, indices):
             out[rows] = block.probabilities
         return out
 
     def best_possible(self) -> BestPossible:
-        """What the true probabilities score on the test split, computed on the first call."""
+        """Return what the true probabilities score on the test split, computed on the first call."""
         if self._best_possible is None:
             indices = np.arange(self.num_rows("test"), dtype=np.int64)
             self._best_possible = synthetic_teacher.best_possible(self.probabilities("test", indices))
         return self._best_possible
 
     def fingerprint(self) -> str:
-        """16 hex digits of all options and the generator's version."""
+        """Return 16 hex digits of all options and the generator's version."""
         identity = f"{GENERATOR_VERSION} {self.options.model_dump_json()}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def write_tsv(self, path: Path, split: str, start: int = 0, stop: int | None = None) -> None:
-        """Rows [start, stop) of the split as a raw Criteo file, see `synthetic_tsv`; stop = None: to its end."""
+        """Write rows [start, stop) of the split as a raw Criteo file; stop = None: to its end.
+
+        One row a line, tab separated: label, 13 integers, 26 categories of 8 hex digits, blanks for what is missing.
+        Compressed by suffix: .gz, .zst or .xz. The file has its name only once it is whole; memory is that of a block.
+        """
         stop = self.num_rows(split) if stop is None else stop
         if not 0 <= start < stop <= self.num_rows(split):
             raise IndexError(f"rows {start} to {stop - 1} of {split!r}, which has {self.num_rows(split)}")
         chunks = (np.arange(i, min(i + TSV_CHUNK_ROWS, stop)) for i in range(start, stop, TSV_CHUNK_ROWS))
         blocks = (block for chunk in chunks for _, block in self._blocks(split, chunk))
-        synthetic_tsv.write(path, ((b.integers, b.ids, b.labels) for b in blocks), self.options.seed)
+        _write_tsv(path, blocks, self.options.seed)
 
     def _blocks(self, split: str, indices: np.ndarray) -> Iterator[tuple[slice, Block]]:
-        """The rows at `indices` in blocks, each with its place among them."""
-        num_rows = self.num_rows(split)
-        if len(indices) and (indices.min() < 0 or indices.max() >= num_rows):
-            raise IndexError(f"rows {indices.min()} to {indices.max()} of {split!r}, which has {num_rows}")
+        """Yield the rows at `indices` in blocks, each with its place among them."""
+        self.check_indices(split, indices)
         for start in range(0, len(indices), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
             hashes = self._row_hashes(split, indices[rows])
@@ -156,10 +180,11 @@ class SyntheticCriteo:
             yield rows, Block(integers, ids, probabilities, (chance < probabilities).astype(np.float32))
 
     def _row_hashes(self, row_range: str, indices: np.ndarray) -> np.ndarray:
-        """64 mixed bits for each row, (n,) uint64, all different."""
+        """Return 64 mixed bits for each row, (n,) uint64, all different."""
         return exact.mix(indices + (RANGES[row_range] << RANGE_BITS), self._row_key)
 
     def _calibrated_teacher(self) -> Teacher:
+        """Return the teacher of these options, calibrated on rows that belong to no split."""
         options = self.options
         effects = Effects(self._columns, options.rare_id_rows, options.seed)
         hashes = self._row_hashes("calibration", np.arange(CALIBRATION_ROWS))
@@ -172,13 +197,53 @@ class SyntheticCriteo:
         )
 
 
-def build(options: Options, cache_dir: Path) -> SyntheticCriteo:
-    """The dataset; `cache_dir` is for datasets that keep files."""
-    del cache_dir
-    return SyntheticCriteo(options)
-
-
 def _table_size(cardinality: int, options: Options) -> int:
-    """Ids of a table, the missing one not counted."""
+    """Return the number of ids of a table, the missing one not counted."""
     scaled = max(options.minimum_table_size, round(cardinality * options.scale))
     return min(cardinality, scaled, options.max_num_embeddings - 1)
+
+
+def _write_tsv(path: Path, blocks: Iterable[Block], seed: int) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    options = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+    keys = exact.random_keys(seed, "hex", len(FEATURE_NAMES))
+    try:
+        with (
+            closing(_open_tsv(unfinished, path.suffix)) as sink,
+            csv.CSVWriter(sink, _TSV_SCHEMA, write_options=options) as writer,
+        ):
+            for block in blocks:
+                writer.write_batch(_record_batch(block, keys))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def category_codes(ids: np.ndarray, key: int) -> np.ndarray:
+    """Return the hex number of each id, (n,) uint32 of (n,) ids: a bijection, each step of which can be undone."""
+    x = ids.astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
+    x *= np.uint32(0x9E3779B1)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x85EBCA6B)
+    x ^= x >> np.uint32(13)
+    return x
+
+
+def _open_tsv(path: Path, suffix: str) -> IO[bytes] | pa.NativeFile:
+    if suffix == ".xz":
+        return lzma.open(path, "wb", preset=1)
+    return pa.output_stream(str(path), compression=_CODECS.get(suffix))
+
+
+def _record_batch(block: Block, keys: np.ndarray) -> pa.RecordBatch:
+    """Return a block as the columns of the file. keys: (26,) uint64, of the categories' hex numbers."""
+    n = len(block.labels)
+    offsets = pa.py_buffer(np.arange(0, 8 * n + 1, 8, dtype=np.int32))
+    columns = [pa.array(block.labels.astype(np.int8))]
+    columns += [pa.array(x, mask=x == MISSING_INTEGER) for x in block.integers]
+    for feature, key in zip(block.ids, keys.tolist(), strict=True):
+        codes = category_codes(feature, key)
+        digits = np.stack([_HEX[codes >> np.uint32(16)], _HEX[codes & np.uint32(0xFFFF)]], axis=1)
+        present = pa.py_buffer(np.packbits(feature != MISSING_ID, bitorder="little"))
+        columns.append(pa.StringArray.from_buffers(n, offsets, pa.py_buffer(digits), present))
+    return pa.RecordBatch.from_arrays(columns, schema=_TSV_SCHEMA)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recsys.data import exact
-from recsys.data.criteo_schema import CARDINALITIES, DENSE_NAMES, FEATURE_NAMES
+from recsys.data.criteo_tsv import CARDINALITIES, DENSE_NAMES, FEATURE_NAMES
 
 MISSING_ID = 0
 MISSING_INTEGER = -1
@@ -40,19 +40,19 @@ class IdColumn(NamedTuple):
     copy_rate: float = 0.0
 
     def quantiles(self, num_ids: int) -> np.ndarray:
-        """x at 2^BIN_BITS + 1 equally spaced probabilities, float64 in [0, num_ids]."""
+        """Return x at 2^BIN_BITS + 1 equally spaced probabilities, float64 in [0, num_ids]."""
         u = np.arange(2**BIN_BITS + 1) / 2**BIN_BITS
         start, end = self._antiderivative(num_ids)
         return exact.power(start + u * (end - start), 1 / (1 - self.exponent)) - self.shift
 
     def rank_of_probability(self, num_ids: int, probability: float) -> float:
-        """The rank whose id has this probability, within [1, num_ids]."""
+        """Return the rank whose id has this probability, within [1, num_ids]."""
         start, end = self._antiderivative(num_ids)
         density = np.array([abs((1 - self.exponent) / (end - start)) / probability])
         return float(np.clip(exact.power(density, 1 / self.exponent)[0] - self.shift, 1, num_ids))
 
     def _antiderivative(self, num_ids: int) -> np.ndarray:
-        """(x + shift)^(1 − exponent) at x = 0 and x = num_ids."""
+        """Return (x + shift)^(1 − exponent) at x = 0 and x = num_ids."""
         return exact.power(np.array([self.shift, num_ids + self.shift]), 1 - self.exponent)
 
 
@@ -65,6 +65,7 @@ class IntegerColumn(NamedTuple):
     missing_group: str
 
     def quantiles(self) -> np.ndarray:
+        """Return the value at 2^BIN_BITS + 1 equally spaced probabilities, float64."""
         return exact.exp(self.log_mean + self.log_sd * normal_quantiles())
 
 
@@ -119,7 +120,7 @@ INTEGER_COLUMNS = (
 
 
 def id_columns(cardinalities: str) -> tuple[IdColumn, ...]:
-    """The 26 columns for one of `criteo_schema.CARDINALITIES`.
+    """Return the 26 columns for one of `criteo_tsv.CARDINALITIES`.
 
     Only the Kaggle set was at hand to fit, so the i-th largest table of another set behaves as Kaggle's i-th largest.
     """
@@ -130,7 +131,7 @@ def id_columns(cardinalities: str) -> tuple[IdColumn, ...]:
 
 
 def normal_quantiles() -> np.ndarray:
-    """z at 2^BIN_BITS + 1 equally spaced probabilities, cut off at 10⁻⁴ and rounded to 6 digits.
+    """Return z at 2^BIN_BITS + 1 equally spaced probabilities, cut off at 10⁻⁴ and rounded to 6 digits.
 
     The standard library's inverse uses log; rounding removes what a platform's log could add, since none of these
     numbers lies near the middle between two roundings.
@@ -141,7 +142,7 @@ def normal_quantiles() -> np.ndarray:
 
 
 class Columns:
-    """Draws rows: (n,) 64-bit row hashes -> 13 integers and 26 ids each, one at a time (row by row independent)."""
+    """Draws the integers and ids of rows from their hashes, each row by itself."""
 
     def __init__(self, columns: Sequence[IdColumn], num_ids: Sequence[int], seed: int) -> None:
         self.columns = tuple(columns)
@@ -157,7 +158,10 @@ class Columns:
         self._integers = _FixedPoint(np.stack([c.quantiles() for c in INTEGER_COLUMNS]))
 
     def draw(self, row_hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """-> integers (13, n) int64, missing = −1, and ids (26, n) int64 by falling frequency from 1, missing = 0."""
+        """Return the integers (13, n) int64 and ids (26, n) int64 of (n,) uint64 row hashes.
+
+        A missing integer is −1; ids count from 1 by falling frequency, a missing one is 0.
+        """
         uniforms = exact.halves(exact.draw(row_hashes, self._keys))
         num_ids, num_integers = len(FEATURE_NAMES), len(DENSE_NAMES)
         own = uniforms[:num_ids]
@@ -175,10 +179,10 @@ class Columns:
 
 
 class _FixedPoint:
-    """Quantile functions of C columns: tabulated at 2^BIN_BITS steps, linear in between, in 64-bit integers."""
+    """The quantile functions of C columns, tabulated at 2^BIN_BITS steps, linear in between, in 64-bit integers."""
 
     def __init__(self, quantiles: np.ndarray, limits: np.ndarray | None = None) -> None:
-        """quantiles: (C, 2^BIN_BITS + 1) float64. limits: values stay below these; the last quantile is the limit."""
+        """Tabulate quantiles (C, 2^BIN_BITS + 1) float64. Values stay below limits (C,), the last quantiles."""
         table = np.rint(quantiles * 2**FRACTION_BITS).astype(np.int64)
         if limits is not None:
             end = limits[:, None] << FRACTION_BITS
@@ -189,7 +193,7 @@ class _FixedPoint:
         assert self._step.max() < 1 << (63 - POSITION_BITS), "a step times a position overflows 64 bits"
 
     def values(self, uniforms: np.ndarray) -> np.ndarray:
-        """(C, n) 32-bit uniforms -> (C, n) int64, the integer part of each quantile."""
+        """Return the integer part of each quantile, (C, n) int64, of (C, n) 32-bit uniforms, int64."""
         out = np.empty_like(uniforms)
         for start, step, u, value in zip(self._start, self._step, uniforms, out, strict=True):
             bins = u >> POSITION_BITS

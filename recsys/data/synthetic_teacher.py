@@ -23,22 +23,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.data import exact
+from recsys.data.dataset import BestPossible
 from recsys.data.synthetic_columns import INTEGER_COLUMNS, Columns
 
 LANES = 4  # of 16 bits in an id's hash: its main effect and three directions of interaction
 
 
-@dataclass(frozen=True)
-class BestPossible:
-    """What the true probabilities themselves score on a split, expected over its labels: no model does better."""
-
-    auc: float
-    log_loss: float
-    base_rate: float
-
-
 class Effects:
-    """The three terms of the logit before scaling."""
+    """Computes the three terms of the logit before scaling."""
 
     def __init__(self, columns: Columns, rare_id_rows: float, seed: int) -> None:
         num_features = len(columns.columns)
@@ -61,7 +53,7 @@ class Effects:
         self._integer_weights = weights.astype(np.float32)
 
     def terms(self, integers: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """integers (13, n), ids (26, n) -> (3, n) float32: main, interaction, numeric.
+        """Return (3, n) float32, main, interaction and numeric, of integers (13, n) and ids (26, n), int64.
 
         Sums run column by column, never along a numpy axis: its order of adding depends on the array's shape, and a
         row's bits must not depend on how many rows are asked for.
@@ -94,23 +86,24 @@ class Effects:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Calibrated effects."""
+    """Gives the probability of a click by calibrated effects."""
 
     effects: Effects
     scales: np.ndarray
+    """(3,) float32: of the main, interaction and numeric term."""
     bias: np.float32
 
     def probabilities(self, integers: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """integers (13, n), ids (26, n) -> (n,) float64."""
+        """Return (n,) float64 of integers (13, n) and ids (26, n), int64."""
         main, interaction, numeric = self.effects.terms(integers, ids)
         logits = self.scales[0] * main + self.scales[1] * interaction + self.scales[2] * numeric + self.bias
         return exact.sigmoid(logits.astype(np.float64))
 
 
 def calibrate(effects: Effects, terms: np.ndarray, deviations: Sequence[float], base_rate: float) -> Teacher:
-    """The teacher whose terms have these standard deviations and whose mean probability is base_rate, on some rows.
+    """Return the teacher whose terms have these deviations and whose mean probability is base_rate, on some rows.
 
-    terms: (3, n), what the effects give for these rows.
+    deviations: standard ones, of the three terms. terms: (3, n), what the effects give for these rows.
 
     The four numbers are rounded to 4 digits: numpy's means differ between machines in the last bits.
     """
@@ -124,7 +117,7 @@ def calibrate(effects: Effects, terms: np.ndarray, deviations: Sequence[float], 
 
 
 def best_possible(probabilities: np.ndarray) -> BestPossible:
-    """Scores of true probabilities p, (n,) float64, each an expectation over the labels.
+    """Return what true probabilities p, (n,) float64, score, each figure an expectation over the labels.
 
     log loss: mean entropy −p·ln p − (1 − p)·ln(1 − p). AUC: expected number of pairs (click above no click) over
     expected number of pairs, a row never being its own partner.

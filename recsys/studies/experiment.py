@@ -13,10 +13,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from configs.load import ConfigError
 from configs.schema import Section
+from recsys.data.registry import DATASETS
 from recsys.models.models import MODELS
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "configs" / "experiments"
-SourceName = Literal["generated", "movielens", "criteo"]
 Layout = Literal["models", "trade", "methods"]
 Value = bool | int | float | str | list[int] | list[float]
 
@@ -87,13 +87,16 @@ class Experiment(Section):
     seeds: tuple[int, ...] = Field(min_length=1)
     epsilon: float = Field(default=0.001, gt=0)
     """Differences of AUC within ± epsilon are none."""
-    data: dict[SourceName, Source] = Field(min_length=1)
+    data: dict[str, Source] = Field(min_length=1)
+    """"generated", or the name of the dataset whose files --data names -> rows."""
     paper: dict[str, PaperRow] = Field(default={})
 
     @model_validator(mode="after")
     def _check(self) -> "Experiment":
         if unknown := [name for name in self.architectures if name not in MODELS]:
             raise ValueError(f"architectures: unknown: {', '.join(unknown)}; known: {', '.join(sorted(MODELS))}")
+        if unknown := self.data.keys() - {"generated", *DATASETS}:
+            raise ValueError(f"data.{min(unknown)}: no dataset; known: generated, {', '.join(DATASETS)}")
         if self.methods[0].compressions != (1.0,):
             raise ValueError(
                 f"methods: the first is the baseline, at compression 1, not {self.methods[0].compressions}"

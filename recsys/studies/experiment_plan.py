@@ -8,18 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from configs.load import ConfigError, flatten, load_config, resolved
 from configs.schema import RunConfig
-from recsys.data.data import READ_ROWS, Dataset, build_dataset, count_ids, read_rows
-from recsys.data.movielens import TABLES, find_tables, table_overrides
+from recsys.data.dataset import Dataset, count_ids
+from recsys.data.registry import build_dataset, find_dataset
 from recsys.embedding.embedding_size import count_parameters
 from recsys.embedding.embeddings import METHODS, build_embedding, build_tables
 from recsys.models.models import MODELS
 from recsys.runs.ranks import choose_device
-from recsys.studies.experiment import Experiment, Method, Source, SourceName, as_overrides
+from recsys.studies.experiment import Experiment, Method, Source, as_overrides
 from recsys.train.registry import CHOICES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -66,19 +65,12 @@ class Group:
         return load_config(self.config, [*self.overrides, *more], CHOICES)
 
 
-def find_source(experiment: Experiment, data: str | None) -> tuple[SourceName, Source, list[str]]:
-    """Which of the experiment's sources `data` is (a directory of MovieLens, or Criteo's files; None: generated rows),
-    and the overrides that name its files. Raises ConfigError."""
-    name: SourceName = "generated"
-    found: list[str] = []
-    if data is not None:
-        if not Path(data).exists():
-            raise ConfigError(f"--data {data}: no such file or directory")
-        tables = find_tables(Path(data))
-        if len(tables) == len(TABLES):
-            name, found = "movielens", table_overrides(tables)
-        else:
-            name, found = "criteo", [f'data.criteo.path="{Path(data).resolve()}"']
+def find_source(experiment: Experiment, data: str | None) -> tuple[str, Source, list[str]]:
+    """Return the experiment's source whose dataset's files `data` names, and the overrides that name them.
+
+    data: None = generated rows. Raises ConfigError.
+    """
+    name, found = ("generated", []) if data is None else find_dataset(data)
     if name not in experiment.data:
         known = ", ".join(experiment.data)
         raise ConfigError(f"--data {data}: these are {name} rows; the experiment is defined for: {known}")
@@ -135,26 +127,16 @@ def _estimate_seconds(group: Group, source: Source) -> float | None:
 
 
 def check_source(groups: Sequence[Group]) -> dict[str, Dataset]:
-    """Setting -> its rows. Raises ValueError where the test rows have one label only, and what building them raises."""
+    """Return the rows of each setting. Raises ValueError where `Dataset.check` does, and what building them raises."""
     datasets = {}
     for group in groups:
         if group.setting not in datasets:
             dataset = datasets[group.setting] = build_dataset(group.load().data)
-            _check_labels(dataset, group.setting)
+            try:
+                dataset.check()
+            except ValueError as error:
+                raise ValueError(f"setting {group.setting!r}: {error}") from None
     return datasets
-
-
-def _check_labels(dataset: Dataset, setting: str) -> None:
-    seen: set[float] = set()
-    rows = dataset.num_rows("test")
-    for start in range(0, rows, READ_ROWS):
-        seen |= set(
-            np.unique(read_rows(dataset, "test", np.arange(start, min(start + READ_ROWS, rows))).labels).tolist()
-        )
-        if len(seen) > 1:
-            return
-    where = f" of setting {setting!r}" if setting else ""
-    raise ValueError(f"all {rows} test rows{where} have the label {seen}: AUC needs both")
 
 
 def check_target(target: float | None, datasets: Mapping[str, Dataset]) -> dict[str, float]:

@@ -14,7 +14,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.load import resolved
 from configs.schema import RunConfig
-from recsys.data.data import Dataset, TrainingBatches, count_ids
+from recsys.data.batches import TrainingBatches
+from recsys.data.dataset import Dataset, count_ids
 from recsys.embedding.embedding_size import count_full_parameters, count_parameters, state_tensors, stored_bytes
 from recsys.embedding.embeddings import METHODS, build_embedding, build_tables
 from recsys.models.models import MODELS, build_model

@@ -12,7 +12,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.load import resolved
 from configs.schema import RunConfig
-from recsys.data.data import Dataset
+from recsys.data.dataset import Dataset
 from recsys.runs.ranks import Ranks, gather
 from recsys.runs.summary import BestPossible, BytesPerRank, Compression, Parameters, RunFacts
 from recsys.train.optim import embedding_state_bytes, local_bytes

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from recsys.data.data import Dataset, evaluation_batches
+from recsys.data.batches import evaluation_batches
+from recsys.data.dataset import Dataset
 from recsys.runs.metrics import Quality, measure_quality
 from recsys.runs.ranks import Ranks, on_first_rank
 from recsys.train.parallelism import unwrapped

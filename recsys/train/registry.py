@@ -1,7 +1,7 @@
 """What a config may name: the registries of datasets, models and methods as `configs.load` wants them."""
 
 from configs.load import Choices
-from recsys.data.data import DATASETS
+from recsys.data.registry import DATASETS
 from recsys.embedding.embeddings import METHODS
 from recsys.models.models import MODELS
 

@@ -20,7 +20,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.schema import RunConfig
-from recsys.data.data import Dataset
+from recsys.data.dataset import Dataset
 from recsys.models.models import MODELS
 from recsys.profile.profile_window import Windows, profile_steps
 from recsys.runs.metrics import (

@@ -9,7 +9,8 @@ import torch
 from baselines import full, sharded
 from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection, Section
-from recsys.data.batch import Rows, build_batch
+from recsys.data.batches import build_batch
+from recsys.data.dataset import Rows
 from recsys.embedding.embeddings import build_tables
 from recsys.models.models import build_model
 from recsys.train.optim import build_optimizers

@@ -10,7 +10,7 @@ import pytest
 from configs.load import ConfigError, load_config, resolved, run_name
 from configs.request import EmbeddingRequest
 from configs.schema import RunConfig
-from recsys.data.criteo_schema import CARDINALITIES
+from recsys.data.criteo_tsv import CARDINALITIES
 from recsys.embedding.embedding_size import count_full_parameters, count_parameters
 from recsys.embedding.embeddings import METHODS, build_tables
 from recsys.models.models import MODELS

@@ -196,7 +196,7 @@ def test_data_is_found_in_a_directory(tmp_path):
     ]  # fmt: skip
     assert data_overrides(None) == []
     (tmp_path / "movies.csv").unlink()
-    with pytest.raises(ConfigError, match=r"no file \*movies.parquet or \*movies.csv"):
+    with pytest.raises(ConfigError, match="files of no dataset"):
         data_overrides(str(tmp_path))
 
 
@@ -206,7 +206,7 @@ def test_mistakes_are_told_before_anything_runs(configs, tmp_path, capsys):
         Path(configs["robe"]).read_text().replace("base.", "../base.")
     )
     for arguments, said in (
-        (["--data", str(tmp_path / "none")], "MovieLens needs ratings and movies"),
+        (["--data", str(tmp_path / "none")], "none: no such file or directory"),
         ([configs["robe"], str(tmp_path / "other" / "synthetic_robe.toml")], "are both called robe"),
         ([configs["robe"], "embedding.method=sharded"], "no config of a method is given"),
         ([configs["robe"], "training.epoch=1"], "unknown key"),

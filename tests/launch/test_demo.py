@@ -88,7 +88,7 @@ def test_a_mistake_in_an_override_starts_nothing(tmp_path):
 def test_generated_rows_written_as_tsv_train_the_same_way(tmp_path):
     """The generator's TSV through the TSV reader: the same labels and integers, ids renamed one to one."""
     from configs.load import load_config
-    from recsys.data.data import build_dataset
+    from recsys.data.registry import build_dataset
     from recsys.train.registry import CHOICES
 
     config = load_config(ROOT / "configs/demo/base.toml", SMALL, CHOICES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.criteo_schema import CARDINALITIES, DENSE_NAMES, FEATURE_NAMES
+from recsys.data.criteo_tsv import CARDINALITIES, DENSE_NAMES, FEATURE_NAMES
 
 CACHE_ARRAYS = ("labels.npy", "dense.npy", "ids.npy")
 

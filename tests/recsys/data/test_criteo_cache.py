@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import recsys.data.criteo
-from recsys.data.criteo import Options, build
+from recsys.data.criteo import Criteo, Options
 from recsys.data.criteo_cache import hash_content, publish_once, write_ids, write_rows
 from tests.recsys.data import criteo_rows
 
@@ -66,9 +66,9 @@ def leftovers(cache_dir: Path) -> list[Path]:
 def test_the_second_build_reads_nothing_again(
     path: Path, cache_dir: Path, builds: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = build(Options(path=str(path)), cache_dir)
+    first = Criteo.build(Options(path=str(path)), cache_dir)
     monkeypatch.setattr("recsys.data.criteo_cache._hash_file", lambda file: pytest.fail(f"{file} was read again"))
-    second = build(Options(path=str(path)), cache_dir)
+    second = Criteo.build(Options(path=str(path)), cache_dir)
     assert builds.calls == 1
     assert second.metadata == first.metadata
     assert [file.name for file in built(cache_dir)[0].iterdir() if file.name not in criteo_rows.CACHE_ARRAYS] == [
@@ -77,10 +77,10 @@ def test_the_second_build_reads_nothing_again(
 
 
 def test_a_copy_elsewhere_is_the_same_content(path: Path, cache_dir: Path, builds: Counting) -> None:
-    first = build(Options(path=str(path)), cache_dir)
+    first = Criteo.build(Options(path=str(path)), cache_dir)
     copy = path.with_name("copy.tsv")
     copy.write_bytes(path.read_bytes())
-    assert build(Options(path=str(copy)), cache_dir).fingerprint() == first.fingerprint()
+    assert Criteo.build(Options(path=str(copy)), cache_dir).fingerprint() == first.fingerprint()
     assert builds.calls == 1
 
 
@@ -95,28 +95,28 @@ def test_a_copy_elsewhere_is_the_same_content(path: Path, cache_dir: Path, build
     ],
 )
 def test_other_settings_make_another_cache(path: Path, cache_dir: Path, builds: Counting, change: dict) -> None:
-    first = build(Options(path=str(path)), cache_dir)
-    second = build(Options(path=str(path), **change), cache_dir)
+    first = Criteo.build(Options(path=str(path)), cache_dir)
+    second = Criteo.build(Options(path=str(path), **change), cache_dir)
     assert builds.calls == 2
     assert first.fingerprint() != second.fingerprint()
     assert len(built(cache_dir)) == 2
 
 
 def test_settings_without_effect_share_a_cache(path: Path, cache_dir: Path, builds: Counting) -> None:
-    build(Options(path=str(path)), cache_dir)
-    build(Options(path=str(path), cardinalities="criteo_tb", max_malformed_fraction=0.5), cache_dir)
+    Criteo.build(Options(path=str(path)), cache_dir)
+    Criteo.build(Options(path=str(path), cardinalities="criteo_tb", max_malformed_fraction=0.5), cache_dir)
     assert builds.calls == 1
 
 
 @pytest.mark.usefixtures("settled")
 def test_content_of_the_same_size_and_time_is_noticed(path: Path, cache_dir: Path, builds: Counting) -> None:
-    first = build(Options(path=str(path)), cache_dir)
+    first = Criteo.build(Options(path=str(path)), cache_dir)
     stat, text = path.stat(), path.read_text()
     time.sleep(0.02)  # time stamps have a resolution of milliseconds
     path.write_text(text[:1].translate(str.maketrans("01", "10")) + text[1:])
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-    second = build(Options(path=str(path)), cache_dir)
+    second = Criteo.build(Options(path=str(path)), cache_dir)
     assert builds.calls == 2
     assert second.fingerprint() != first.fingerprint()
     assert second.read("train", np.array([0])).labels != first.read("train", np.array([0])).labels
@@ -139,7 +139,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
 
     monkeypatch.setattr("recsys.data.criteo.write_rows", grow)
     with pytest.raises(ValueError, match=r"day.tsv changed while it was read"):
-        build(Options(path=str(path)), cache_dir)
+        Criteo.build(Options(path=str(path)), cache_dir)
     assert not built(cache_dir)
 
 
@@ -154,10 +154,10 @@ def test_a_failed_build_leaves_nothing(path: Path, cache_dir: Path, step: str, m
     with monkeypatch.context() as patch:
         patch.setattr(recsys.data.criteo, step, fail)
         with pytest.raises(OSError, match="No space left"):
-            build(Options(path=str(path)), cache_dir)
+            Criteo.build(Options(path=str(path)), cache_dir)
     assert not built(cache_dir)
     assert not leftovers(cache_dir)
-    assert build(Options(path=str(path)), cache_dir).metadata["rows"] == 200
+    assert Criteo.build(Options(path=str(path)), cache_dir).metadata["rows"] == 200
 
 
 def test_the_name_is_given_to_a_finished_directory(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_two_processes_build_once(path: Path, cache_dir: Path) -> None:
 
 def test_builds_at_the_same_time_agree(path: Path, cache_dir: Path, builds: Counting) -> None:
     """Threads stand for ranks: the lock belongs to an open file, not to a process."""
-    build_one = partial(build, Options(path=str(path)), cache_dir)
+    build_one = partial(Criteo.build, Options(path=str(path)), cache_dir)
     with ThreadPoolExecutor(4) as pool:
         datasets = [future.result() for future in [pool.submit(build_one) for _ in range(4)]]
     assert builds.calls == 1
@@ -247,8 +247,8 @@ def test_builds_at_the_same_time_agree(path: Path, cache_dir: Path, builds: Coun
 
 
 def test_a_cache_cut_off_later_is_not_read(path: Path, cache_dir: Path) -> None:
-    build(Options(path=str(path)), cache_dir)
+    Criteo.build(Options(path=str(path)), cache_dir)
     ids = built(cache_dir)[0] / "ids.npy"
     np.save(ids, np.load(ids)[:-1])
     with pytest.raises(ValueError, match=r"ids.npy has shape \(199, 26\), its metadata says \(200, 26\): delete"):
-        build(Options(path=str(path)), cache_dir)
+        Criteo.build(Options(path=str(path)), cache_dir)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.data.criteo import Options, build
+from recsys.data.criteo import Criteo, Options
 from recsys.data.criteo_tsv import EXAMPLES_SHOWN, Malformed, find_files, read_columns
 from tests.recsys.data.criteo_rows import draw_rows, expect_dense, expect_labels, replace_cell, write_rows, write_text
 
@@ -138,10 +138,10 @@ def test_a_compressed_file_cut_off_is_refused(suffix: str, tmp_path: Path) -> No
     for length in (5, len(whole) // 2, len(whole) - 1):
         cut.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=rf"cut.tsv{suffix}: the compressed stream is cut off or damaged"):
-            build(Options(path=str(cut), max_malformed_fraction=1.0), tmp_path)
+            Criteo.build(Options(path=str(cut), max_malformed_fraction=1.0), tmp_path)
     cut.write_bytes(whole[: len(whole) // 2] + b"garbage" + whole[len(whole) // 2 + 7 :])
     with pytest.raises(ValueError, match=rf"cut.tsv{suffix}: the compressed stream is cut off or damaged"):
-        build(Options(path=str(cut), max_malformed_fraction=1.0), tmp_path)
+        Criteo.build(Options(path=str(cut), max_malformed_fraction=1.0), tmp_path)
     assert not list(tmp_path.glob("criteo-*/metadata.json"))
 
 
@@ -151,23 +151,23 @@ def test_the_build_stops_above_the_allowed_fraction_only(tmp_path: Path, caplog:
     rows[90] = "only\tthree\tcells"
     path = str(write_rows(tmp_path / "day.tsv", rows))
     with pytest.raises(ValueError, match=r"2 of 200 lines \(1.000%\) are malformed \(1 category, 1 columns\)") as error:
-        build(Options(path=path, max_malformed_fraction=0.009), tmp_path)
+        Criteo.build(Options(path=path, max_malformed_fraction=0.009), tmp_path)
     assert "day.tsv:42: category: C7 = 'zz' is not 1 to 8 hexadecimal digits" in str(error.value)
     assert "max_malformed_fraction = 0.009" in str(error.value)
-    dataset = build(Options(path=path, max_malformed_fraction=0.01), tmp_path)
+    dataset = Criteo.build(Options(path=path, max_malformed_fraction=0.01), tmp_path)
     assert dataset.metadata["rows"] == 198
     assert dataset.metadata["malformed"] == {"category": 1, "columns": 1}
     assert "day.tsv:91: columns: 3 instead of 40" in caplog.text
     with pytest.raises(ValueError, match="2 of 200 lines"):  # the cache is there now, and still not good enough
-        build(Options(path=path, max_malformed_fraction=0.009), tmp_path)
+        Criteo.build(Options(path=path, max_malformed_fraction=0.009), tmp_path)
 
 
 def test_other_text_is_refused_at_its_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.data.criteo_tsv.BLOCK_BYTES", 1000)
     with pytest.raises(ValueError, match=r"62 of 62 lines[^']*prose.txt:1: columns: 1 instead of 40: 'It"):
-        build(Options(path=str(write_text(tmp_path / "prose.txt", "It was a night.\n" * 9000))), tmp_path)
+        Criteo.build(Options(path=str(write_text(tmp_path / "prose.txt", "It was a night.\n" * 9000))), tmp_path)
     with pytest.raises(ValueError, match=r"one_line: no newline in .* bytes, this is not Criteo's text: '0000"):
-        build(Options(path=str(write_text(tmp_path / "one_line", "0" * 100_000))), tmp_path)
+        Criteo.build(Options(path=str(write_text(tmp_path / "one_line", "0" * 100_000))), tmp_path)
 
 
 def test_line_numbers_count_in_each_file(tmp_path: Path) -> None:
@@ -176,5 +176,5 @@ def test_line_numbers_count_in_each_file(tmp_path: Path) -> None:
     write_rows(days / "day_0", draw_rows(50))
     write_rows(days / "day_1", [*draw_rows(9), "faulty", *draw_rows(50)])
     assert [file.name for file in find_files(str(days))] == ["day_0", "day_1"]
-    dataset = build(Options(path=str(days), max_malformed_fraction=0.1), tmp_path)
+    dataset = Criteo.build(Options(path=str(days), max_malformed_fraction=0.1), tmp_path)
     assert dataset.metadata["malformed_examples"] == [f"{days}/day_1:10: columns: 1 instead of 40: 'faulty'"]

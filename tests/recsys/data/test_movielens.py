@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from recsys.data.movielens import MovieLens, Options, build
+from recsys.data.movielens import MovieLens, Options
 
 DATA = Path(os.environ.get("PSS_BENCH_DATA", Path(__file__).parents[3] / "../shared/data"))
 REAL = DATA / "ml206k_ratings.parquet"
@@ -61,7 +61,7 @@ def make(tmp_path):
     def make(change=lambda ratings, movies: None, **options):
         ratings, movies = draw_tables()
         change(ratings, movies)
-        return build(write_options(tmp_path / "data", ratings, movies, **options), Path())
+        return MovieLens.build(write_options(tmp_path / "data", ratings, movies, **options), Path())
 
     return make
 
@@ -145,7 +145,7 @@ def test_the_fingerprint_changes_with_rows_ids_and_splits_alone(make, tmp_path):
 
     fingerprint = make().fingerprint()
     ratings, movies = draw_tables()
-    assert build(write_options(tmp_path / "elsewhere", ratings, movies), Path()).fingerprint() == fingerprint
+    assert MovieLens.build(write_options(tmp_path / "elsewhere", ratings, movies), Path()).fingerprint() == fingerprint
     others = {
         fingerprint,
         make(swap).fingerprint(),
@@ -163,7 +163,7 @@ def test_the_published_csv_gives_the_same_rows(make, tmp_path):
     for name, columns in zip(("ratings", "movies"), tables, strict=True):
         pyarrow.csv.write_csv(pa.table(columns), tmp_path / f"{name}.csv")
     options = Options(ratings=str(tmp_path / "ratings.csv"), movies=str(tmp_path / "movies.csv"))
-    assert build(options, Path()).fingerprint() == dataset.fingerprint()
+    assert MovieLens.build(options, Path()).fingerprint() == dataset.fingerprint()
 
 
 def test_damaged_rows_are_left_out_and_counted(make, caplog):
@@ -232,17 +232,17 @@ def test_data_of_which_nothing_can_be_learned_is_refused(make, change, message):
 def test_files_that_are_missing_or_something_else_are_refused(tmp_path):
     good = write_options(tmp_path, *draw_tables())
     with pytest.raises(FileNotFoundError, match=r"no movies file .*gone\.parquet: set data\.movielens\.movies"):
-        build(good.model_copy(update={"movies": str(tmp_path / "gone.parquet")}), Path())
+        MovieLens.build(good.model_copy(update={"movies": str(tmp_path / "gone.parquet")}), Path())
     (tmp_path / "text.parquet").write_text("userId,movieId\n")
     with pytest.raises(ValueError, match=r"text\.parquet cannot be read"):
-        build(good.model_copy(update={"ratings": str(tmp_path / "text.parquet")}), Path())
+        MovieLens.build(good.model_copy(update={"ratings": str(tmp_path / "text.parquet")}), Path())
     with pytest.raises(ValidationError, match="leave no rows to train on"):
         Options(ratings="a", movies="b", test_fraction=0.5, validation_fraction=0.5)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason=f"no MovieLens ratings at {REAL} (set PSS_BENCH_DATA)")
 def test_real_ratings():
-    dataset = build(Options(ratings=str(REAL), movies=str(REAL.with_name("ml206k_movies.parquet"))), Path())
+    dataset = MovieLens.build(Options(ratings=str(REAL), movies=str(REAL.with_name("ml206k_movies.parquet"))), Path())
     assert dataset.damaged_rows == 1
     assert {split: dataset.num_rows(split) for split in SPLITS} == {"train": 165268, "validation": 20658, "test": 20658}
     users, movies, genres, hours = dataset.num_embeddings

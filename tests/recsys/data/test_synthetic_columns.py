@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recsys.data import exact
-from recsys.data.criteo_schema import CARDINALITIES
+from recsys.data.criteo_tsv import CARDINALITIES
 from recsys.data.synthetic_columns import INTEGER_COLUMNS, KAGGLE_ID_COLUMNS, Columns, id_columns, normal_quantiles
 
 N = 80_000

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.data.synthetic import Options, build
+from recsys.data.synthetic import Options, SyntheticCriteo
 from recsys.data.synthetic_teacher import best_possible
 from recsys.runs.metrics import measure_quality
 
 
 @pytest.fixture(scope="module")
 def full():
-    return build(Options(), Path())
+    return SyntheticCriteo.build(Options(), Path())
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def full():
     ],
 )
 def test_labels_are_drawn_from_the_probabilities(options, auc, log_loss):
-    dataset, indices = build(Options.model_validate(options), Path()), np.arange(100_000)
+    dataset, indices = SyntheticCriteo.build(Options.model_validate(options), Path()), np.arange(100_000)
     best, rate = dataset.best_possible(), dataset.options.base_rate
     assert best.auc == pytest.approx(auc, abs=0.006)
     assert best.log_loss == pytest.approx(log_loss, abs=0.003)

@@ -105,7 +105,7 @@ def sharded_window_on(rank, world_size, config, overrides):
     from configs.load import load_config
     from recsys.bench.step_bench import Bench
     from recsys.bench.timing_proofs import prove_bytes, prove_sums
-    from recsys.data.data import build_dataset
+    from recsys.data.registry import build_dataset
     from recsys.train.registry import CHOICES
 
     loaded = load_config(config, overrides, CHOICES)

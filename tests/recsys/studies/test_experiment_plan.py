@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from configs.load import ConfigError
-from recsys.data.batch import Rows
 from recsys.studies.experiment import DIRECTORY, find_experiments, load_experiment
 from recsys.studies.experiment_plan import (
     PROCESS_BYTES,
@@ -16,6 +15,7 @@ from recsys.studies.experiment_plan import (
     plan_groups,
     size_groups,
 )
+from tests.recsys.data.array_rows import ArrayRows, make_rows
 
 SMALL = ["data.synthetic.scale=0.001", "data.synthetic.test_rows=500", "data.synthetic.validation_rows=100"]
 TOY = """
@@ -94,7 +94,7 @@ def test_scale_multiplies_the_keys_named_for_it():
         ('name = "robe"', 'name = "full"', "a name is given twice: full, full"),
         ('{ "embedding.method" = "robe" }', "{}", "robe: overrides lack embedding.method"),
         ('"trade"', '"trades"', "layout: Input should be 'models', 'trade' or 'methods' (given: 'trades')"),
-        ("[data.generated]", "[data.made_up]", "data.made_up"),
+        ("[data.generated]", "[data.made_up]", "data.made_up: no dataset; known: generated, criteo, movielens"),
         ("rates = [1.0]", "rates = []", "data.generated.rates"),
         ('title = "Toy"', "title = ", "not valid TOML"),
     ],
@@ -122,7 +122,7 @@ def test_data_is_told_by_its_files(tmp_path):
     (tmp_path / "ml").mkdir()
     for name in ("ratings.csv", "movies.csv"):
         (tmp_path / "ml" / name).touch()
-    (tmp_path / "train.txt").touch()
+    (tmp_path / "train.txt").write_text("0\t1\n")
     name, _, overrides = find_source(experiment, str(tmp_path / "ml"))
     assert name == "movielens"
     assert overrides[0] == f'data.movielens.ratings="{tmp_path / "ml" / "ratings.csv"}"'
@@ -162,20 +162,11 @@ def test_a_target_above_the_best_possible_is_refused_with_it():
         check_target(best + 1e-3, datasets)
 
 
-class OneLabel:
-    def num_rows(self, split):
-        return 40_000
-
-    num_embeddings, feature_names = (3,), ("a",)
-
-    def read(self, split, indices):
-        n = len(indices)
-        return Rows(np.zeros((n, 1), np.float32), np.zeros((n, 1), np.int64), np.zeros(n, np.float32))
-
-
 def test_test_rows_of_one_label_are_refused(monkeypatch):
-    monkeypatch.setattr("recsys.studies.experiment_plan.build_dataset", lambda _: OneLabel())
-    with pytest.raises(ValueError, match=r"all 40000 test rows of setting 'fresh' have the label \{0.0\}"):
+    monkeypatch.setattr(
+        "recsys.studies.experiment_plan.build_dataset", lambda _: ArrayRows(test=make_rows(np.zeros(40_000)))
+    )
+    with pytest.raises(ValueError, match="setting 'fresh': all 40,000 test rows have the same label"):
         check_source(planned()[:1])
 
 

@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.batch import Rows
 from recsys.runs.metrics import measure_quality
 from recsys.runs.ranks import Ranks
 from recsys.train.evaluate import collect_scores, evaluate
 from tests.ranks import run_ranks
+from tests.recsys.data.array_rows import ArrayRows, make_rows
 
 ROWS = 45
 
 
-class Scored:
+class Scored(ArrayRows):
     """The dense value of row i is its score, and the score says something about the label."""
-
-    dense_names, feature_names, num_embeddings = ("I1",), ("a",), (ROWS,)
 
     def __init__(self):
         rng = np.random.default_rng(4)
@@ -26,12 +24,7 @@ class Scored:
         self.scores = (self.labels + rng.normal(size=ROWS)).astype(np.float32)
         # The last row is the one that fills up: were it counted again, every metric would move.
         self.scores[-1], self.labels[-1] = 9.0, 0.0
-
-    def num_rows(self, split):
-        return ROWS
-
-    def read(self, split, indices):
-        return Rows(self.scores[indices, None], indices[:, None].astype(np.int64), self.labels[indices])
+        super().__init__(test=make_rows(self.labels, np.arange(ROWS)[:, None], self.scores[:, None]))
 
 
 class FirstDense(torch.nn.Module):
@@ -40,7 +33,7 @@ class FirstDense(torch.nn.Module):
 
 
 def _evaluate(rank, world_size):
-    return evaluate(FirstDense(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))  # type: ignore[arg-type]
+    return evaluate(FirstDense(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))
 
 
 @pytest.mark.dist
@@ -54,7 +47,7 @@ def test_every_row_counts_once(world_size):
 
 
 def _collect(rank, world_size):
-    return collect_scores(FirstDense(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))  # type: ignore[arg-type]
+    return collect_scores(FirstDense(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))
 
 
 @pytest.mark.dist
@@ -73,7 +66,7 @@ def _diverged(rank, world_size):
             return dense_features * (float("nan") if rank == 1 else 1)
 
     try:
-        evaluate(Diverged(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))  # type: ignore[arg-type]
+        evaluate(Diverged(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))
     except ValueError as error:
         return str(error)
 

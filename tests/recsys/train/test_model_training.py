@@ -1,6 +1,5 @@
 """Every model with every embedding method, on one rank and on two, and through torch.compile."""
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,6 @@ from torchrec.optim.keyed import CombinedOptimizer
 from configs.load import load_config
 from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection
-from recsys.data.batch import Rows
 from recsys.embedding.embedding_size import count_full_parameters, stored_bytes
 from recsys.embedding.embeddings import METHODS
 from recsys.models.models import MODELS
@@ -22,10 +20,10 @@ from recsys.train.optim import build_optimizers
 from recsys.train.parallelism import apply_parallelism, unwrapped
 from recsys.train.registry import CHOICES
 from tests.ranks import run_ranks
+from tests.recsys.data.array_rows import ArrayRows, make_rows
 from tests.recsys.models.test_models import CONFIGS
 from tests.recsys.train.toy_models import (
     CPU,
-    FEATURES,
     NUM_DENSE,
     SIZES,
     VARIANTS,
@@ -177,28 +175,6 @@ def test_the_whole_model_is_one_graph(variant):
         torch.testing.assert_close(found, expected)
 
 
-@dataclass
-class FallingIds:
-    """Rows whose ids are numbered by falling frequency."""
-
-    feature_names = FEATURES
-    num_embeddings = SIZES
-    dense_names = ("x", "y")
-
-    def best_possible(self):
-        return None
-
-    def fingerprint(self):
-        return "falling"
-
-    def num_rows(self, split):
-        return 200
-
-    def read(self, split, indices):
-        ids = np.stack([np.minimum(indices % 7, indices % 4)] * len(SIZES), axis=1)
-        return Rows(np.zeros((len(indices), NUM_DENSE), np.float32), ids, np.zeros(len(indices), np.float32))
-
-
 @pytest.mark.parametrize("architecture", ["dcn", "deepfm"])
 def test_id_counts_reach_the_first_order_tables_too(one_rank, architecture):
     config = load_config(
@@ -206,7 +182,10 @@ def test_id_counts_reach_the_first_order_tables_too(one_rank, architecture):
         [f"model.architecture={architecture}", "embedding.method=frequency_robe", "embedding.compression=2"],
         CHOICES,
     )
-    assembly = assemble(config, FallingIds(), Ranks(0, 1, CPU))  # type: ignore[arg-type]
+    i = np.arange(200)
+    falling = np.stack([np.minimum(i % 7, i % 4)] * len(SIZES), axis=1)  # numbered by falling frequency
+    dataset = ArrayRows(train=make_rows(i % 2, falling, np.zeros((200, NUM_DENSE))), num_embeddings=SIZES)
+    assembly = assemble(config, dataset, Ranks(0, 1, CPU))
     width = config.model.embedding_dim + (architecture == "deepfm")
     assert assembly.facts.parameters.embedding_full == sum(SIZES) * width
     assert assembly.facts.compression.actual == pytest.approx(2, rel=0.05)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from configs.load import load_config
 from launch.runners.rank import train
-from recsys.data.data import build_dataset
+from recsys.data.registry import build_dataset
 from recsys.runs.metrics import measure_quality
 from recsys.runs.ranks import Ranks
 from recsys.runs.run_dir import RunDir

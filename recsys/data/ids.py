@@ -1,4 +1,4 @@
-"""Raw 32-bit category values -> ids of an embedding table: by a dictionary of the training rows, or modulo its size.
+"""How raw values become ids of an embedding table: by a dictionary of the training rows, or modulo its size.
 
 Ids belong to the data: every embedding method is given the same ones.
 """
@@ -14,19 +14,19 @@ OUT_OF_VOCABULARY = 0
 
 
 class Encoder(Protocol):
-    """One category's map from values to ids in [0, num_embeddings)."""
+    """A map from the values of one feature to ids in [0, num_embeddings)."""
 
     @property
     def num_embeddings(self) -> int: ...
 
     def encode(self, values: pa.Array) -> np.ndarray:
-        """(n,) uint32 values, null where the cell is blank -> (n,) int32 ids."""
+        """Return the ids (n,) int32 of (n,) uint32 values, null where the cell is blank."""
         ...
 
 
 @dataclass(frozen=True)
 class Modulo:
-    """id = value mod num_embeddings; a blank cell is id 0."""
+    """Numbers values by id = value mod num_embeddings; a blank cell is id 0."""
 
     num_embeddings: int
 
@@ -36,7 +36,7 @@ class Modulo:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """id = 1 + place in `kept` (distinct uint32 values, null for the blank), 0 for everything else."""
+    """Numbers values by id = 1 + place in `kept` (distinct, null for the blank); everything else is id 0."""
 
     kept: pa.Array
 
@@ -50,10 +50,11 @@ class Dictionary:
 
 
 def build_dictionary(values: pa.ChunkedArray, min_count: int, max_num_embeddings: int | None) -> Dictionary:
-    """The values (uint32, null where blank) seen at least `min_count` times, the most frequent first.
+    """Return the dictionary of the values (integers, null where blank) seen at least `min_count` times.
 
-    A blank is a value like any other. Equally frequent ones stand in ascending order, the blank before them all. The
-    least frequent are dropped where the table, id 0 included, would exceed `max_num_embeddings`.
+    The most frequent come first. A blank is a value like any other. Equally frequent ones stand in ascending order, the
+    blank before them all. The least frequent are dropped where the table, id 0 included, would exceed
+    `max_num_embeddings`.
     """
     distinct, counts = values.value_counts().flatten()
     counts = counts.to_numpy()
