@@ -32,10 +32,9 @@ from configs.schema import Sharding
 from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.netlab.emulated_network import describe_obstacle
 from launch.netlab.netlab_cells import Sweep, Task, build_tasks, measure_cell, read_cell, write_cell
-from recsys.bench.kernel_table import format_ms
 from recsys.cost.crossover_map import Cell, Link, describe_doubts, describe_outcome, links_of, read_cells
 from recsys.cost.crossover_page import write_crossover_page
-from recsys.report.numbers import MISSING, format_ratio
+from recsys.report.numbers import MISSING, format_ratio, three_digits
 from recsys.runs.run_dir import describe_environment, write_atomically
 
 EXIT_FAILED = 1
@@ -259,5 +258,5 @@ def _step(cell: Cell, label: str) -> str:
         return MISSING
     ratio, winners = cell.over_sharded(setup), cell.winners
     mark = "★" if setup is cell.fastest else "≈" if setup in winners else " "
-    text = f"{format_ms(setup.median_ms)} [dim]{format_ratio(ratio.median) if ratio else ''}[/] {mark}"
+    text = f"{three_digits(setup.median_ms)} [dim]{format_ratio(ratio.median) if ratio else ''}[/] {mark}"
     return f"[bold]{text}[/]" if setup in winners else text

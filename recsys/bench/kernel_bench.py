@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys.bench.kernel_bars import describe_verdicts, judge
-from recsys.bench.kernel_bound import Operation
-from recsys.bench.kernel_cases import (
+from recsys.bench.byte_bound import Operation
+from recsys.bench.competitors import (
     COLLECTION,
     COMPETITORS,
     DENSE_SGD,
@@ -26,10 +25,10 @@ from recsys.bench.kernel_cases import (
     Shared,
     reads_little,
 )
-from recsys.bench.kernel_grid import KernelSize, format_mb
+from recsys.bench.kernel_sizes import KernelSize, format_mb
 from recsys.bench.kernel_timing import LEAST_ROUNDS, Measurement, Timing, measure_size
 
-JSON_VERSION = 1
+JSON_VERSION = 2
 _TABLES = (TBE_SGD, TBE_ADAGRAD, EMBEDDING_BAG, COLLECTION)
 _FILL_BLOCK = 1 << 20
 
@@ -48,14 +47,14 @@ class Grid:
         return [name for name in self.competitors if name not in self.conditions or self.conditions[name](size)]
 
 
-BARS = Grid(
-    "bars",
+MODELS = Grid(
+    "models",
     (FUSED_SGD, FUSED_ADAGRAD, DENSE_SGD, SPARSE_SGD, PLAIN_SGD, *_TABLES),
     ("forward", "step"),
     {SPARSE_SGD: reads_little},
 )
 PAPER = Grid("paper", (FUSED_SGD, DENSE_SGD, SPARSE_SGD, PLAIN_DENSE, PLAIN_SPARSE, *_TABLES), ("forward", "backward"))
-GRIDS = {grid.name: grid for grid in (BARS, PAPER)}
+GRIDS = {grid.name: grid for grid in (MODELS, PAPER)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class KernelSettings:
 
 @dataclass
 class KernelReport:
-    """A grid as far as it was measured. environment: of this process; notes: what else a reader must know."""
+    """Hold a grid as far as it was measured. environment: of this process; notes: what else a reader must know."""
 
     grid: Grid
     settings: KernelSettings
@@ -85,13 +84,6 @@ class KernelReport:
     status: str = "running"
     measurements: list[Measurement] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-
-    @property
-    def verdicts(self) -> list:
-        """Of every bar there is at what was measured; none on another device than the CPU."""
-        if self.settings.device.type != "cpu":
-            return []
-        return [verdict for measurement in self.measurements for verdict in judge(measurement)]
 
     def skip(self, line: str) -> None:
         if line not in self.skipped:
@@ -215,19 +207,13 @@ def to_json(report: KernelReport) -> dict[str, Any]:
         "settings": {"device": settings.device.type, "threads": list(settings.threads), "rounds": settings.rounds}
         | {"seconds_per_size": settings.seconds},
         "competitors": {name: COMPETITORS[name].meaning for name in report.grid.competitors},
-        "measurements": [_measurement_to_json(m, report) for m in report.measurements],
+        "measurements": [_measurement_to_json(m) for m in report.measurements],
         "skipped": report.skipped,
-        "bars": {
-            "met": sum(verdict.is_met for verdict in report.verdicts),
-            "of": len(report.verdicts),
-            "summary": describe_verdicts(report.verdicts) if report.verdicts else None,
-        },
     }
 
 
-def _measurement_to_json(measurement: Measurement, report: KernelReport) -> dict[str, Any]:
+def _measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     size = measurement.size
-    verdicts = [verdict for verdict in report.verdicts if verdict.measurement is measurement]
     return {
         "size": {**vars(size), "memory_size": size.memory_size, "rows_per_table": size.rows_per_table}
         | {"full_bytes": size.full_bytes, "compression": size.compression, "label": size.label},
@@ -235,6 +221,7 @@ def _measurement_to_json(measurement: Measurement, report: KernelReport) -> dict
         "rounds": measurement.rounds,
         "ids_per_batch": measurement.num_ids,
         "distinct_rows_per_batch": measurement.distinct,
+        "cache_bytes": measurement.cache_bytes,
         "copy_gb_per_s": measurement.copy_gb_per_s,
         "fill": _timing_to_json(measurement.fill),
         "copy": _timing_to_json(measurement.copy) | {"bytes": measurement.copy_bytes},
@@ -245,9 +232,6 @@ def _measurement_to_json(measurement: Measurement, report: KernelReport) -> dict
             }
             for name, operations in measurement.timings.items()
         },
-        "bars": [
-            {"against": v.bar.against, "most": v.bar.most, "ratio": v.ratio, "is_met": v.is_met} for v in verdicts
-        ],
     }
 
 

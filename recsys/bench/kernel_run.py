@@ -1,4 +1,4 @@
-"""The microbenchmark of kernels from what is asked for to what is printed and written."""
+"""The benchmark of kernels from what is asked for to what is printed and written."""
 
 import json
 import os
@@ -9,25 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich import box
-from rich.console import Console, Group
-from rich.markup import escape
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pss.kernels import robe_bags
 from recsys.bench.kernel_bench import GRIDS, KernelBench, KernelReport, KernelSettings, choose_rows, to_json
-from recsys.bench.kernel_grid import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes
-from recsys.bench.kernel_page import write_kernel_page
-from recsys.bench.kernel_table import (
-    build_rows,
-    columns_of,
+from recsys.bench.kernel_report import (
+    build_paper_tables,
+    build_size_tables,
     describe_context,
-    describe_missed,
-    describe_outcome,
-    paper_blocks,
+    describe_ratios,
+    write_kernel_page,
 )
-from recsys.bench.kernel_timing import BATCHES, Measurement
+from recsys.bench.kernel_sizes import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes
+from recsys.bench.kernel_timing import BATCHES
 from recsys.runs.hardware import available_bytes, cache_bytes, huge_page_share, last_cache_bytes
 from recsys.runs.ranks import choose_device
 from recsys.runs.run_dir import describe_environment, write_atomically
@@ -135,8 +130,8 @@ class KernelRun:
                 for measured in self.bench.run(self.sizes):
                     advance()
                     self._write_json()
-                    if measured:
-                        console.print(size_table(self.report, measured))
+                    for table in build_size_tables(self.report, measured):
+                        console.print(table)
             self.report.status = "finished"
         except KeyboardInterrupt:
             self.report.status = "interrupted"
@@ -179,43 +174,11 @@ def _progress(sizes: int) -> Iterator:
         yield lambda: progress.advance(task)
 
 
-def size_table(report: KernelReport, measured: Sequence[Measurement]) -> Group:
-    """One size: a heading, and a line for each lookup, thread counts one below the other."""
-    size, columns = measured[0].size, columns_of(report.grid)
-    rows = f"n {size.rows / 1e6:g} M · {size.compression:,.0f}x · " if report.grid.name == "paper" else ""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
-    copies = ", ".join(f"{m.copy_gb_per_s:.1f}" for m in measured)
-    heading = f"[bold]{rows}{escape(size.label)}[/]  [dim]{measured[0].rounds} rounds, copy {copies} GB/s[/]"
-    for column in columns:
-        above_below = column.heading.replace(" ", "\n", 1)
-        table.add_column(above_below, justify="left" if column.heading in ("lookup", "bars") else "right", no_wrap=True)
-    for measurement in measured:
-        threads = measurement.threads
-        table.add_row(f"[bold]{threads} thread{'s' * (threads > 1)}[/]")
-        for row in (row for row in build_rows(report, measured) if row.measurement is measurement):
-            cells = [column.cell(row) for column in columns]
-            table.add_row(*(_cell(cell.text, cell.detail) for cell in cells))
-        table.add_section()
-    return Group(heading, table)
-
-
-def _cell(text: str, detail: str) -> str:
-    colour = "[red]" if "✗" in text else ""
-    return f"{colour}{escape(text)}" + (f" [dim]{escape(detail)}[/]" if detail else "")
-
-
 def print_outcome(report: KernelReport, console: Console) -> None:
-    for threads, block, lines in paper_blocks(report):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title_justify="left", title_style="")
-        table.title = f"[bold]{block.title}, ms, {threads} thread{'s' * (threads > 1)}[/]"
-        table.add_column("n")
-        for n in PAPER_ROWS:
-            table.add_column(f"{n // 1_000_000} M", justify="right")
-        for label, cells in lines:
-            is_paper = label.endswith("paper")
-            table.add_row(label, *cells, style="dim" if is_paper else "", end_section=is_paper)
+    """Print Table 2 where it was measured, how to read the figures, and the ratios in words."""
+    for table in build_paper_tables(report):
         console.print(table)
     for line in describe_context(report):
         console.print(line, markup=False, soft_wrap=True, style="dim")
-    for line in [*describe_missed(report), *describe_outcome(report)]:
+    for line in describe_ratios(report):
         console.print(line, markup=False, soft_wrap=True, style="bold")

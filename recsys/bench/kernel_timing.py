@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.bench.kernel_batches import KernelBatch, build_batches
-from recsys.bench.kernel_bound import Operation, bytes_moved
-from recsys.bench.kernel_cases import COMPETITORS, Lookup
-from recsys.bench.kernel_grid import KernelSize
+from recsys.bench.byte_bound import Operation, bytes_moved
+from recsys.bench.competitors import COMPETITORS, Lookup
+from recsys.bench.kernel_sizes import KernelBatch, KernelSize, build_batches
 
 BATCHES = 4
 LEAST_ROUNDS = 3

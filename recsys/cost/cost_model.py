@@ -4,7 +4,7 @@ B samples a step over p ranks, b = B/p; F tables of dimension d, L ids a bag; li
 `recsys.cost.collective_cost`, the placement of the tables and its imbalance from `recsys.cost.table_placement`.
 
     step       fixed + lookups + layers + update + exposed communication
-    lookups    bytes of the kernel's byte bound (`recsys.bench.kernel_bound`) / what the memory reaches, of the busiest
+    lookups    bytes of the kernel's byte bound (`recsys.bench.byte_bound`) / what the memory reaches, of the busiest
     rank layers     max(3 × flops of a forward pass / what the GPU reaches, activations to memory and back)
     update     3 × what is updated, read with its gradient and written; ROBE under DDP: 4 × |M| where the gradient is
                dense, which is set to zero too; fused updates are in the lookups

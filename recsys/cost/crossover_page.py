@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from recsys.bench.kernel_table import format_ms
 from recsys.cost.crossover_map import (
     PARTS,
     ROBE_SIDES,
@@ -25,7 +24,7 @@ from recsys.cost.crossover_map import (
     read_cells,
 )
 from recsys.report.escape import escape_plotly
-from recsys.report.numbers import format_bytes, format_ratio
+from recsys.report.numbers import format_bytes, format_ratio, three_digits
 from recsys.report.page import Figure, as_script_data, write_page
 from recsys.report.palette import BASELINE_COLOUR
 from recsys.report.plots import axis, figure, rounded
@@ -54,7 +53,7 @@ def write_crossover_page(document: Mapping[str, Any], path: Path) -> None:
         outcome=describe_outcome(cells),
         doubts=describe_doubts(cells),
         subject=describe_subject(document, cells),
-        format_ms=format_ms,
+        three_digits=three_digits,
         format_ratio=format_ratio,
         format_bytes=format_bytes,
         parts=PARTS,
@@ -216,7 +215,7 @@ def parts_figure(cell: Cell) -> Figure:
         {
             "x": setup.median_ms,
             "y": escape_plotly(setup.label),
-            "text": f"{format_ms(setup.median_ms)} ms",
+            "text": f"{three_digits(setup.median_ms)} ms",
             "showarrow": False,
         }
         | {"xanchor": "left", "xshift": 6, "font": {"size": 11.5, "color": BASELINE_COLOUR}}

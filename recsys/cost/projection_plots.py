@@ -7,11 +7,11 @@ predictions colours tell the origin of a figure instead.
 from collections.abc import Sequence
 from typing import Any
 
-from recsys.bench.kernel_table import format_ms
 from recsys.cost.cost_fit import FOLDS, Prediction
 from recsys.cost.projection import FULL, Point, Projector, batch_grid, name_setup
 from recsys.cost.projection_table import ProjectionReport, describe_place, models_of
 from recsys.report.escape import escape_plotly
+from recsys.report.numbers import three_digits
 from recsys.report.page import Figure
 from recsys.report.palette import BASELINE_COLOUR
 from recsys.report.plots import axis, figure, rounded
@@ -100,7 +100,7 @@ def steps_over_gpus(report: ProjectionReport) -> dict[str, Figure]:
             found = [p for p in points if p.compression == compression and p.cost and p.gpus > 1]
             costs = [p.cost for p in found if p.cost]
             label = name_setup(compression, 2)
-            hover = [f"{format_ms(c.computing_ms)} + {format_ms(c.exposed_comm_ms)} ms" for c in costs]
+            hover = [f"{three_digits(c.computing_ms)} + {three_digits(c.exposed_comm_ms)} ms" for c in costs]
             gpus = [p.gpus for p in found]
             data.append(_line(report, compression, label, gpus, [c.step_ms for c in costs], customdata=hover,
                               hovertemplate="%{y:.3g} ms = %{customdata} on %{x} GPUs"))  # fmt: skip

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recsys.bench.kernel_table import format_ms
 from recsys.cost.cost_fit import FOLDS, Constant, Prediction, describe_errors
 from recsys.cost.machines import Assumptions, Machine, Model
 from recsys.cost.measured_steps import MeasuredStep, worst_byte_error
 from recsys.cost.projection import FULL, Crossover, Point, Scenario
 from recsys.cost.published_steps import Check
-from recsys.report.numbers import MISSING, format_count, format_ratio
+from recsys.report.numbers import MISSING, format_count, format_ratio, three_digits
 
 PUBLISHED_BATCH = 2048
 """At which the paper's epochs to the target were counted."""
@@ -74,8 +73,8 @@ def step_cell(point: Point, sharded: Point | None = None) -> tuple[str, str]:
     if point.cost is None:
         return MISSING, point.refusal
     ratio = f" {format_ratio(point.cost.step_ms / sharded.cost.step_ms)}" if sharded and sharded.cost else ""
-    parts = f"{format_ms(point.cost.computing_ms)} + {format_ms(point.cost.exposed_comm_ms)}"
-    return f"{format_ms(point.cost.step_ms)}{ratio}", parts
+    parts = f"{three_digits(point.cost.computing_ms)} + {three_digits(point.cost.exposed_comm_ms)}"
+    return f"{three_digits(point.cost.step_ms)}{ratio}", parts
 
 
 TOTAL_HEADINGS = (
@@ -98,7 +97,7 @@ def total_row(point: Point) -> list[str]:
         point.setup,
         where,
         devices,
-        format_ms(point.cost.step_ms),
+        three_digits(point.cost.step_ms),
         format_count(point.samples_per_s or 0),
         *figures,
         f"{point.stored_bytes / 1e9:.3g}",

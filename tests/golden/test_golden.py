@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from launch import bench_methods, compare, compress, experiments, figure2, project
@@ -34,15 +33,14 @@ from launch.runners.trial import Outcome
 from launch.validate_timing import print_proofs
 from pss.theory.__main__ import main as theory
 from recsys.bench import kernel_run
-from recsys.bench.kernel_bench import GRIDS, KernelReport, KernelSettings
 from recsys.bench.kernel_bench import to_json as kernels_to_json
-from recsys.bench.kernel_grid import KernelSize
-from recsys.bench.kernel_timing import Measurement, Timing
+from recsys.bench.kernel_report import build_size_tables
 from recsys.bench.timing_proofs import Proof
 from recsys.cost import projection_report
 from recsys.cost.crossover_map import read_cells
 from recsys.cost.published_steps import Check
 from recsys.runs.run_dir import RunDir
+from tests.recsys.bench.kernel_bars import read_report
 
 HERE = Path(__file__).parent
 INPUTS, EXPECTED = HERE / "inputs", HERE / "expected"
@@ -123,41 +121,11 @@ def draw_stored_figure(part: str) -> None:
         figure2.main([part, "--batch", "64", "--compression", *compressions, "--repeats", "2", "--output", "out"])
 
 
-def read_kernels(path: str) -> KernelReport:
-    stored = json.loads(Path(path).read_text())
-    settings = stored["settings"]
-    kernel_settings = KernelSettings(
-        torch.device(settings["device"]), settings["threads"], settings["rounds"], settings["seconds_per_size"]
-    )
-    report = KernelReport(GRIDS[stored["grid"]], kernel_settings, stored["environment"], stored["notes"])
-    report.status, report.skipped = stored["status"], stored["skipped"]
-    report.measurements = [_read_measurement(measurement) for measurement in stored["measurements"]]
-    return report
-
-
-def _read_measurement(stored: dict[str, Any]) -> Measurement:
-    timings = {
-        name: {operation: Timing(tuple(found["ms"])) for operation, found in operations.items()}
-        for name, operations in stored["timings"].items()
-    }
-    names = ("embedding_dim", "block_size", "memory_bytes", "batch_size", "ids_per_bag", "ids", "features", "rows")
-    return Measurement(
-        size=KernelSize(**{name: stored["size"][name] for name in names}),
-        threads=stored["threads"],
-        timings=timings,
-        fill=Timing(tuple(stored["fill"]["ms"])),
-        copy=Timing(tuple(stored["copy"]["ms"])),
-        copy_bytes=stored["copy"]["bytes"],
-        num_ids=stored["ids_per_batch"],
-        distinct=stored["distinct_rows_per_batch"],
-        cache_bytes=32 << 20,
-    )
-
-
 def print_stored_kernels(grid: str) -> None:
-    report, console = read_kernels(f"kernels/{grid}.json"), Console(highlight=False, width=120)
+    report, console = read_report(Path(f"kernels/{grid}.json")), Console(highlight=False, width=120)
     for size in dict.fromkeys(measurement.size for measurement in report.measurements):
-        console.print(kernel_run.size_table(report, [m for m in report.measurements if m.size == size]))
+        for table in build_size_tables(report, [m for m in report.measurements if m.size == size]):
+            console.print(table)
     kernel_run.print_outcome(report, console)
     Path(f"{grid}.json").write_text(json.dumps(kernels_to_json(report), indent=2, allow_nan=False))
 
@@ -226,7 +194,7 @@ CASES = [
     Case(compress_stored_runs, {"compress/table.txt": STDOUT}),
     Case(lambda: draw_stored_figure("a"), {"figure2/a.txt": STDOUT}),
     Case(lambda: draw_stored_figure("b"), {"figure2/b.txt": STDOUT}),
-    Case(lambda: print_stored_kernels("bars"), {"kernels/bars.txt": STDOUT, "kernels/bars.json": "bars.json"}),
+    Case(lambda: print_stored_kernels("models"), {"kernels/models.txt": STDOUT, "kernels/models.json": "models.json"}),
     Case(lambda: print_stored_kernels("paper"), {"kernels/paper.txt": STDOUT, "kernels/paper.json": "paper.json"}),
     Case(lambda: print_stored_crossover("netlab/crossover.json"), {"netlab/crossover.txt": STDOUT}),
     Case(print_stored_proofs, {"timing/proofs.txt": STDOUT}),

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
+from recsys.bench.competitors import EMBEDDING_BAG, FUSED_SGD, PLAIN_SGD, TBE_SGD
 from recsys.bench.kernel_bench import GRIDS, KernelReport, KernelSettings
-from recsys.bench.kernel_cases import EMBEDDING_BAG, FUSED_SGD, PLAIN_SGD, TBE_SGD
-from recsys.bench.kernel_grid import KernelSize
+from recsys.bench.kernel_sizes import KernelSize
 from recsys.bench.kernel_timing import Measurement, Timing
 
 MIDDLE = KernelSize(64, 16, 10_000_000, 10_240)
@@ -36,7 +36,7 @@ def made(ours, tbe=100.0, bag=200.0, plain=300.0, *, threads=1, **changes):
     )
 
 
-def made_report(*measurements, grid="bars", device="cpu"):
+def made_report(*measurements, grid="models", device="cpu"):
     settings = KernelSettings(torch.device(device), sorted({m.threads for m in measurements} or {1}))
     report = KernelReport(GRIDS[grid], settings, ENVIRONMENT, ["a note"])
     report.measurements += measurements

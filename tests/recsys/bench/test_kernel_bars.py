@@ -1,8 +1,11 @@
 """The bars at each size, and their verdicts on made-up times."""
 
+import json
+
 import pytest
 
-from recsys.bench.kernel_bars import bars_of, describe_verdicts, judge
+from recsys.bench.kernel_bench import to_json
+from tests.recsys.bench.kernel_bars import bars_of, describe_verdicts, judge, judge_report, read_report
 from tests.recsys.bench.made_measurements import MIDDLE, made, made_report
 
 MB = 1_000_000
@@ -51,10 +54,18 @@ def test_what_was_not_measured_is_not_judged():
 def test_the_worst_is_by_how_far_it_is_from_its_bar():
     # 0.39 of 0.4 is nearer to its bar than 0.15 of 0.2, and 0.22 of 0.2 is beyond it
     report = made_report(made(15.0), made(39.0, batch_size=2_048), made(22.0, threads=2))
-    text = describe_verdicts(report.verdicts)
+    text = describe_verdicts(judge_report(report))
     assert text == f"bars met: 6 of 7, the worst: 0.220 ≤ 0.2 TBE ({MIDDLE.label}, 2 threads)"
 
 
 def test_nothing_is_judged_on_another_device_or_without_a_measurement():
-    assert made_report(made(20.0), device="cuda").verdicts == []
+    assert judge_report(made_report(made(20.0), device="cuda")) == []
     assert describe_verdicts([]) == "bars met: none was measured"
+
+
+def test_a_stored_report_is_read_back_as_it_was(tmp_path):
+    report = made_report(made(20.0), made(22.0, threads=2))
+    (tmp_path / "results.json").write_text(json.dumps(to_json(report)))
+    read = read_report(tmp_path / "results.json")
+    assert to_json(read) == to_json(report)
+    assert [v.is_met for v in judge_report(read)] == [True, True, False, True]

@@ -21,7 +21,7 @@ counts what it reads and what it writes, measured in the same run.
 from dataclasses import dataclass
 from typing import Literal
 
-from recsys.bench.kernel_grid import KernelSize
+from recsys.bench.kernel_sizes import KernelSize
 
 Operation = Literal["forward", "backward", "step"]
 Storage = Literal["array", "tables"]

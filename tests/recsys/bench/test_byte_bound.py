@@ -2,8 +2,8 @@
 
 import pytest
 
-from recsys.bench.kernel_bound import Traffic, bytes_moved, touched_elements
-from recsys.bench.kernel_grid import KernelSize
+from recsys.bench.byte_bound import Traffic, bytes_moved, touched_elements
+from recsys.bench.kernel_sizes import KernelSize
 
 SIZE = KernelSize(embedding_dim=4, block_size=2, memory_bytes=400, batch_size=3, features=2, rows=40)
 IDS = 200  # of 6 ids (48), 7 offsets (56) and 3 x 2 x 4 floats of output (96)

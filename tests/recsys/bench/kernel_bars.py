@@ -1,4 +1,8 @@
-"""The bars that our kernels are measured by: how long a fused SGD step may take against the alternatives, on a CPU.
+"""The bars that our kernels are to meet: how long a fused SGD step may take against the alternatives, on a CPU.
+
+    python -m tests.recsys.bench.kernel_bars runs/microbench/results.json
+
+judges what `pss-bench bench kernels` measured; status 1 where a bar is missed.
 
 A bar holds at one size, at every thread count, for uniform and for Zipf ids:
 
@@ -10,12 +14,19 @@ A bar holds at one size, at every thread count, for uniform and for Zipf ids:
     × plain PyTorch                   ≤ 1     everywhere, Z = 1 included
 """
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from recsys.bench.kernel_cases import EMBEDDING_BAG, FUSED_SGD, PLAIN_SGD, TBE_SGD
-from recsys.bench.kernel_grid import KernelSize
-from recsys.bench.kernel_timing import Measurement
+import torch
+
+from recsys.bench.competitors import EMBEDDING_BAG, FUSED_SGD, PLAIN_SGD, TBE_SGD
+from recsys.bench.kernel_bench import GRIDS, KernelReport, KernelSettings
+from recsys.bench.kernel_sizes import KernelSize
+from recsys.bench.kernel_timing import Measurement, Timing
 
 _SMALL, _LARGE = 10_000_000, 100_000_000
 _SHORT_NAMES = {TBE_SGD: "TBE", EMBEDDING_BAG: "bag", PLAIN_SGD: "plain"}
@@ -85,3 +96,51 @@ def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
         f"bars met: {met} of {len(verdicts)}, the worst: {worst.ratio:.3f} {worst.bar.label} "
         f"({worst.measurement.size.label}, {threads})"
     )
+
+
+def judge_report(report: KernelReport) -> list[Verdict]:
+    """Of every bar there is at what was measured; none on another device than the CPU, or in the paper's grid."""
+    if report.settings.device.type != "cpu" or report.grid.name != "models":
+        return []
+    return [verdict for measurement in report.measurements for verdict in judge(measurement)]
+
+
+def read_report(path: Path) -> KernelReport:
+    """A results.json of `pss-bench bench kernels` as the report that wrote it."""
+    stored = json.loads(path.read_text())
+    settings = stored["settings"]
+    kernel_settings = KernelSettings(
+        torch.device(settings["device"]), settings["threads"], settings["rounds"], settings["seconds_per_size"]
+    )
+    report = KernelReport(GRIDS[stored["grid"]], kernel_settings, stored["environment"], stored["notes"])
+    report.status, report.skipped = stored["status"], stored["skipped"]
+    report.measurements = [_read_measurement(measurement) for measurement in stored["measurements"]]
+    return report
+
+
+def _read_measurement(stored: dict[str, Any]) -> Measurement:
+    timings = {
+        name: {operation: Timing(tuple(timing["ms"])) for operation, timing in operations.items()}
+        for name, operations in stored["timings"].items()
+    }
+    names = ("embedding_dim", "block_size", "memory_bytes", "batch_size", "ids_per_bag", "ids", "features", "rows")
+    return Measurement(
+        size=KernelSize(**{name: stored["size"][name] for name in names}),
+        threads=stored["threads"],
+        timings=timings,
+        fill=Timing(tuple(stored["fill"]["ms"])),
+        copy=Timing(tuple(stored["copy"]["ms"])),
+        copy_bytes=stored["copy"]["bytes"],
+        num_ids=stored["ids_per_batch"],
+        distinct=stored["distinct_rows_per_batch"],
+        cache_bytes=stored.get("cache_bytes", 32 << 20),  # version 1 did not say
+    )
+
+
+if __name__ == "__main__":
+    verdicts = judge_report(read_report(Path(sys.argv[1])))
+    for verdict in sorted(verdicts, key=lambda verdict: -verdict.margin):
+        if not verdict.is_met:
+            print(f"not met: {verdict.ratio:.3f} {verdict.bar.label}, {verdict.measurement.size.label}")
+    print(describe_verdicts(verdicts))
+    sys.exit(not all(verdict.is_met for verdict in verdicts))

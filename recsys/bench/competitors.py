@@ -23,9 +23,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from pss.chunks import sends_sparse_gradient
 from pss.methods.robe import RobeEmbeddingBagCollection
-from recsys.bench.kernel_batches import KernelBatch
-from recsys.bench.kernel_bound import Storage, Traffic
-from recsys.bench.kernel_grid import KernelSize
+from recsys.bench.byte_bound import Storage, Traffic
+from recsys.bench.kernel_sizes import KernelBatch, KernelSize
 
 LEARNING_RATE = 1e-3
 ADAGRAD_EPS = 1e-8
@@ -232,8 +231,8 @@ COMPETITORS: dict[str, Competitor] = {
     ),
     SPARSE_SGD: Competitor(
         "ROBE sparse + SGD",
-        "our kernels, coalesced sparse gradient, then torch.optim.SGD; in the grid bars only where a batch reads less "
-        "than 1/40 of M",
+        "our kernels, coalesced sparse gradient, then torch.optim.SGD; in the grid models only where a batch reads "
+        "less than 1/40 of M",
         Traffic("array", "sparse"),
         partial(_build_robe, gradient="sparse"),
         _sparse,

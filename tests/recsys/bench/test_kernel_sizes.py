@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.bench.kernel_batches import build_batches
-from recsys.bench.kernel_grid import Axes, KernelSize, paper_sizes, reduced_sizes
-from recsys.bench.paper_table2 import TABLE2
+from recsys.bench.kernel_sizes import Axes, KernelSize, build_batches, paper_sizes, reduced_sizes
+from recsys.bench.table2 import TABLE2
 
 CPU = torch.device("cpu")
 SMALL = KernelSize(8, 4, 4_000, 64, features=3, rows=300)
@@ -40,7 +39,7 @@ def test_sizes_of_table_2():
 def test_every_row_of_table_2_is_measured_at_every_n():
     sizes = paper_sizes()
     for block in TABLE2:
-        for key in block.rows:
+        for key in block.ms:
             held = [size for size in sizes if block.holds(size, key)]
             assert sorted(size.rows for size in held) == sorted({size.rows for size in sizes}), (block.title, key)
 

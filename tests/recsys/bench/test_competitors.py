@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from pss.kernels import robe_bags
-from recsys.bench.kernel_batches import build_batches
+from recsys.bench.byte_bound import Traffic
+from recsys.bench.competitors import COMPETITORS, EMBEDDING_BAG, LEARNING_RATE, PLAIN_DENSE, Shared, reads_little
 from recsys.bench.kernel_bench import GRIDS
-from recsys.bench.kernel_bound import Traffic
-from recsys.bench.kernel_cases import COMPETITORS, EMBEDDING_BAG, LEARNING_RATE, PLAIN_DENSE, Shared, reads_little
-from recsys.bench.kernel_grid import KernelSize
+from recsys.bench.kernel_sizes import KernelSize, build_batches
 
 CPU = torch.device("cpu")
 SIZE = KernelSize(8, 4, 4_000, 16, features=3, rows=60)
