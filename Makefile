@@ -38,7 +38,7 @@ microbench: $(INSTALLED)
 	$(BIN)/python -m launch.microbench --device $(DEVICE) $(if $(GRID),--grid $(GRID))
 
 table1 table3 table4 fig1 placement: $(INSTALLED)
-	$(BIN)/python -m launch.experiments $@ run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TARGET),--target $(TARGET))
+	$(BIN)/python -m launch.study $@ run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TARGET),--target $(TARGET))
 
 fig2a fig2b: fig2%: $(INSTALLED)
 	$(BIN)/python -m launch.figure2 $*

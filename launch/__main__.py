@@ -8,13 +8,17 @@ SECTIONS = {
     "Train and compare": {
         "train": "launch.train",
         "compare": "launch.compare",
+        "sweep": "launch.sweep",
+        "study": "launch.study",
+        "demo": "launch.demo",
     },
     "Measure and project": {
         "bench": "launch.bench",
         "project": "launch.project",
     },
 }
-HIDDEN: dict[str, str] = {}
+HIDDEN = {"experiments": "launch.study"}
+"""Names of before, which go on working."""
 
 
 @cli.group(

@@ -18,7 +18,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -308,22 +307,8 @@ def jobs_option(text: str = "Runs at a time (default: cores / threads of a run).
     return click.option("--jobs", type=int, metavar="N", help=text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunsPlace:
-    """Where runs are made, and how many at a time: what `runs_place_options` reads.
-
-    jobs: None = as many as there is room for. scheduler: None = processes on this machine, else torchx's name.
-    ranks_per_node: None = all of a job on one node. job_options: "option=value" of the torchx component.
-    """
-
-    jobs: int | None = None
-    scheduler: str | None = None
-    ranks_per_node: int | None = None
-    job_options: tuple[str, ...] = ()
-
-
-def runs_place_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where runs are made, passed together as `place`."""
+def runner_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where runs are made, passed as `runner`: the fields of RunnerOptions by their names."""
 
     @jobs_option("Runs at a time (default: what the cores hold; on a cluster, what it takes).")
     @click.option(
@@ -336,14 +321,13 @@ def runs_place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--job",
-        "job_options",
         multiple=True,
         metavar="OPTION=VALUE",
         help="Option of the component with --scheduler, such as memMB=64000 or gpu=8; may be given repeatedly.",
     )
     @functools.wraps(function)
-    def with_place(**given: Any) -> Any:
-        names = [field.name for field in fields(RunsPlace)]
-        return function(place=RunsPlace(**{name: given.pop(name) for name in names}), **given)
+    def with_runner(**given: Any) -> Any:
+        runner = {name: given.pop(name) for name in ("jobs", "scheduler", "ranks_per_node", "job")}
+        return function(runner=runner, **given)
 
-    return with_place
+    return with_runner

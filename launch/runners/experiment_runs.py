@@ -1,6 +1,5 @@
 """An experiment's plan made from what is asked for, and its runs: tuned, made several at a time, timed, collected."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -38,6 +37,19 @@ Key = tuple[Group, float, int]
 """A run by its group, learning rate and seed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest:
+    """What is asked for: the options of `launch.study` by their names; None = the study's own."""
+
+    items: Sequence[str]
+    data: str | None = None
+    scale: float = 1.0
+    seeds: Sequence[int] | None = None
+    target: float | None = None
+    epsilon: float | None = None
+    output: Path | None = None
+
+
 @dataclass(frozen=True)
 class Plan:
     """experiment: with the seeds and the epsilon asked for. groups: all, those that cannot be run among them."""
@@ -71,7 +83,7 @@ class Plan:
         return None if group.seconds is None else group.seconds / jobs
 
 
-def make_plan(asked: argparse.Namespace, runner: RunnerOptions) -> Plan:
+def make_plan(asked: StudyRequest, runner: RunnerOptions) -> Plan:
     """Raises ConfigError, and what the rows raise when they are opened."""
     name, overrides = _split_items(asked.items)
     experiment = _lay_options(load_experiment(find_experiments()[name]), asked)
@@ -89,7 +101,7 @@ def make_plan(asked: argparse.Namespace, runner: RunnerOptions) -> Plan:
     if not able:
         raise ConfigError("nothing can be run:\n" + "\n".join(f"  {g.name}: {g.problem}" for g in groups))
     largest = max(group.needs_bytes or 0 for group in able)
-    jobs = count_jobs([g.load() for g in able], asked.jobs, memory // largest if memory is not None else None)
+    jobs = count_jobs([g.load() for g in able], runner.jobs, memory // largest if memory is not None else None)
     facts = {
         "name": name,
         "data": source_name,
@@ -101,19 +113,13 @@ def make_plan(asked: argparse.Namespace, runner: RunnerOptions) -> Plan:
         "rates": list(source.rates),
         "settings": {key: dict(value) for key, value in source.settings.items()},
         "overrides": overrides,
-        "jobs": f"{jobs} at a time" if runner.is_local else f"as jobs of {asked.scheduler}",
+        "jobs": f"{jobs} at a time" if runner.is_local else f"as jobs of {runner.scheduler}",
     }
     return Plan(name, experiment, source, groups, output, runs, jobs, facts, runner)
 
 
-def _lay_options(experiment: Experiment, asked: argparse.Namespace) -> Experiment:
+def _lay_options(experiment: Experiment, asked: StudyRequest) -> Experiment:
     seeds = tuple(experiment.seeds if asked.seeds is None else asked.seeds)
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: a seed is given twice")
-    if asked.epsilon is not None and asked.epsilon <= 0:
-        raise ConfigError(f"--epsilon {asked.epsilon:g}: must be above 0")
-    if asked.target is not None and not 0.5 < asked.target < 1:
-        raise ConfigError(f"--target {asked.target:g}: an AUC between 0.5 and 1 is needed")
     return experiment.model_copy(update={"seeds": seeds, "epsilon": asked.epsilon or experiment.epsilon})
 
 

@@ -1,7 +1,7 @@
 """A paper's experiment as data: what is run, what is tuned, what it is compared with, and the paper's own numbers.
 
 A file of configs/experiments/ is one experiment. Its runs are all combinations of settings, models, methods,
-compressions and seeds; `launch.experiments` makes them, the rest of `recsys.experiment_*` makes tables of them.
+compressions and seeds; `launch.study` makes them, the rest of `recsys.experiment_*` makes tables of them.
 """
 
 import json

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch import bench_methods, compare, compress, experiments, figure2, project
+from launch import bench_methods, compare, compress, figure2, project, study
 from launch.netlab.command import print_outcome as print_crossover
 from launch.runners.trial import Outcome
 from launch.validate_timing import print_proofs
@@ -166,7 +166,7 @@ CASES = [
     command(compare.main, f"{FINISHED} sweep/unlike_s0 --allow-differences --markdown", {"compare/unlike.md": STDOUT}),
     *(
         command(
-            experiments.main,
+            study.main,
             f"--show experiments/{name}/results.parquet",
             {
                 f"experiments/{name}.txt": STDOUT,
@@ -179,7 +179,7 @@ CASES = [
     ),
     *(
         command(
-            experiments.main,
+            study.main,
             f"--show experiments/{name}/results.parquet --json",
             {f"experiments/{name}.json": STDOUT},
             status=1,

@@ -34,7 +34,7 @@ print("heavy", sorted(set({heavy}) & sys.modules.keys()))
 def commands(group=main, *words):
     """The words of every command, (), ("train",), ..., and the module that it is started as, alone."""
     found = [(words, None)]
-    for name, module in group.all_modules.items():
+    for name, module in group.modules.items():
         command = group.get_command(None, name)
         if isinstance(command, cli.LazyGroup):
             found += commands(command, *words, name)
@@ -83,6 +83,11 @@ def test_every_example_of_a_help_is_one_of_this_command_that_it_takes(words):
         assert [program, *given[: len(words)]] == ["pss-bench", *words]
         with contextlib.suppress(click.exceptions.Exit):
             command.make_context(words[-1], given[len(words) :])
+
+
+def test_names_of_before_go_on_working_and_are_not_listed():
+    assert find(("experiments",)) is find(("study",))
+    assert "experiments " not in CliRunner().invoke(main, ["--help"]).output
 
 
 def test_a_command_that_does_not_exist_is_told_with_the_one_that_was_meant(capsys):

@@ -34,7 +34,7 @@ def demo(*arguments):
 
 
 def test_three_runs_a_table_and_a_page(tmp_path):
-    done = demo("--runs", tmp_path, *SMALL)
+    done = demo("--output", tmp_path, *SMALL)
     assert done.returncode == 0, done.stderr
     summaries = [RunDir(tmp_path / name).read_summary() for name in RUNS]
     assert [s.status for s in summaries] == ["finished"] * 3
@@ -50,7 +50,7 @@ def test_three_runs_a_table_and_a_page(tmp_path):
 def test_a_failing_run_shows_its_first_error_and_where_the_logs_are(tmp_path):
     broken = tmp_path / "broken.tsv"
     broken.write_text("0\t1\n" * 100)
-    done = demo("--runs", tmp_path / "runs", "--data", broken)
+    done = demo("--output", tmp_path / "runs", "--data", broken)
     assert done.returncode == 1
     assert "error: criteo_sample_sharded failed" in done.stderr
     assert "malformed" in done.stderr
@@ -68,7 +68,7 @@ def test_one_gpu_takes_one_rank(monkeypatch, gpus, keys):
 
 def test_interrupting_ends_the_job_and_leaves_a_valid_run(tmp_path):
     run_dir = RunDir(tmp_path / RUNS[0])
-    command = [sys.executable, "-m", "launch.demo", "--runs", str(tmp_path), *SMALL, "training.epochs=10000"]
+    command = [sys.executable, "-m", "launch.demo", "--output", str(tmp_path), *SMALL, "training.epochs=10000"]
     ended = interrupt(command, lambda: any(run_dir.records()))
     assert (ended.status, ended.said.splitlines()[-1]) == (130, "interrupted")
     summary = run_dir.read_summary()
@@ -79,8 +79,8 @@ def test_interrupting_ends_the_job_and_leaves_a_valid_run(tmp_path):
 
 
 def test_a_mistake_in_an_override_starts_nothing(tmp_path):
-    done = demo("--runs", tmp_path / "runs", "training.epoch=1")
-    assert done.returncode == 1
+    done = demo("--output", tmp_path / "runs", "training.epoch=1")
+    assert done.returncode == 2
     assert "did you mean epochs?" in done.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -95,7 +95,7 @@ def test_generated_rows_written_as_tsv_train_the_same_way(tmp_path):
     dataset = build_dataset(config.data)
     path = tmp_path / "rows.tsv.gz"
     dataset.write_tsv(path, "train")
-    done = demo("--runs", tmp_path / "runs", "--data", path, "training.global_batch_size=100", "training.epochs=1")
+    done = demo("--output", tmp_path / "runs", "--data", path, "training.global_batch_size=100", "training.epochs=1")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "runs" / "criteo_sample_robe" / "summary.json").read_text())
     assert summary["train_rows"] + summary["test_rows"] + 100 == 2000

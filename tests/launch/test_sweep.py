@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError
+from launch.runners.grid import build_trials
 from launch.runners.processes import ProcessRunner
 from launch.runners.trial import Trial, run_trials
-from launch.sweep import build_trials, main
+from launch.sweep import main
 from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -154,7 +155,7 @@ def kill_the_worker_of(runner, run):
 @pytest.mark.slow
 def test_interrupting_ends_every_process_and_leaves_valid_runs(tmp_path):
     overrides = [*SMALL, f"run.dir={tmp_path}", "training.epochs=1000"]
-    command = [sys.executable, "-m", "launch.sweep", DEBUG, *overrides, "--seeds", "0", "1", "2", "--jobs", "2"]
+    command = [sys.executable, "-m", "launch.sweep", DEBUG, *overrides, "--seeds", "0,1,2", "--jobs", "2"]
     ended = interrupt(command, lambda: len(list(tmp_path.glob("*/metrics.jsonl"))) == 2)
     assert ended.status == 130
     assert ended.said == "interrupted: the same command goes on from here\n"
@@ -183,7 +184,8 @@ def test_every_combination_has_a_name_that_tells_it_apart():
         ([DEBUG, "--set", "epochs"], "--set epochs: must look like"),
         ([DEBUG, "--set", "training.epochs="], "must look like section.key=A,B"),
         ([DEBUG, "training.epoch=1"], "unknown key (did you mean epochs?)"),
-        ([DEBUG, "--seeds", "1", "1"], "two runs would be made in"),
+        ([DEBUG, "--seeds", "1,1"], "1,1: a value is given twice"),
+        ([DEBUG, DEBUG], "two runs would be made in"),
         ([DEBUG, "--ranks-per-node", "2"], "--job and --ranks-per-node are for jobs: they need --scheduler"),
         ([DEBUG, "--scheduler", "slum"], "scheduler 'slum': torchx knows local_docker, local_cwd, slurm"),
         ([DEBUG, "--scheduler", "slurm", "--job", "mem=1"], "job option mem=1: unknown; known: image, h, gpu, memMB"),
@@ -200,10 +202,8 @@ def test_every_combination_has_a_name_that_tells_it_apart():
 )
 def test_a_mistake_is_told_before_anything_runs(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left:
         main(arguments)
-    signal.signal(signal.SIGTERM, handler)
     assert left.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -2,15 +2,14 @@
 
 import json
 import os
-import signal
 
 import pytest
 
-from launch.experiments import main, parse_arguments
 from launch.runners import experiment_runs
-from launch.runners.experiment_runs import make_plan, make_runs, merge_environments
+from launch.runners.experiment_runs import StudyRequest, make_plan, make_runs, merge_environments
 from launch.runners.local import RunnerOptions
 from launch.runners.trial import Outcome
+from launch.study import main
 from recsys.runs.run_dir import RunDir
 from recsys.studies.experiment_records import read_results
 from tests.recsys.report.fake_runs import write_run
@@ -32,13 +31,10 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def _toy(tmp_path, monkeypatch):
-    """One experiment, `toy`, in a directory of its own; and the signal handler as it was."""
+    """One experiment, `toy`, in a directory of its own."""
     monkeypatch.chdir(tmp_path)
     path = write_toy(tmp_path, "rates = [1.0]", "rates = [1.0, 3.0, 10.0]")
     monkeypatch.setattr(experiment_runs, "find_experiments", lambda: {"toy": path})
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def run(*arguments):
@@ -72,7 +68,7 @@ def make_faked(monkeypatch, tmp_path, best, failing=()):
     runs = FakeRuns(tmp_path / "faked", best, failing)
     (tmp_path / "faked").mkdir()
     monkeypatch.setattr(experiment_runs, "run_trials", runs)
-    return runs, make_runs(make_plan(parse_arguments(["toy", *SMALL]), RunnerOptions()), runs=None)
+    return runs, make_runs(make_plan(StudyRequest(items=["toy", *SMALL]), RunnerOptions()), runs=None)
 
 
 def test_each_compression_is_tuned_on_the_first_seed(monkeypatch, tmp_path):
@@ -124,14 +120,15 @@ def test_an_environment_is_that_of_all_runs(tmp_path):
         ([], "experiment: one of toy is needed, given: none"),
         (["tabel4"], "one of toy is needed, given: tabel4"),
         (["toy", "training.epoch=1"], "unknown key (did you mean epochs?)"),
-        (["toy", "--seeds", "1", "1"], "--seeds 1 1: a seed is given twice"),
+        (["toy", "--seeds", "1,1"], "'--seeds': 1,1: a value is given twice"),
         (["toy", "--scale", "2"], "cannot be scaled"),
-        (["toy", "--epsilon", "0"], "--epsilon 0: must be above 0"),
-        (["toy", "--target", "80"], "--target 80: an AUC between 0.5 and 1"),
+        (["toy", "--epsilon", "0"], "'--epsilon': 0.0 is not in the range x>0"),
+        (["toy", "--target", "80"], "'--target': 80.0 is not in the range 0.5<x<1.0"),
         (["toy", "--target", "0.95", *SMALL], "--target 0.95: the best possible AUC on the test rows is 0.7998"),
         (["toy", "--data", "nowhere"], "--data nowhere: no such file"),
         (["toy", "--jobs", "0", *SMALL], "jobs = 0"),
         (["--show", "nowhere.parquet"], "nowhere.parquet"),
+        (["toy", "--json", "--latex"], "--json, --markdown, --latex: one of them at a time"),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(arguments, said, capsys, tmp_path):
@@ -142,7 +139,7 @@ def test_a_mistake_is_told_before_anything_runs(arguments, said, capsys, tmp_pat
 
 def test_a_dry_run_tells_bytes_and_what_does_not_fit(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(experiment_runs, "available_bytes", lambda _: 850 * 2**20)
-    assert main(["toy", "--dry-run", *SMALL, "data.synthetic.scale=0.1"]) is None
+    assert run("toy", "--dry-run", *SMALL, "data.synthetic.scale=0.1") == 0
     said = capsys.readouterr().out
     assert "1006 MiB" in said
     assert "are available" in said
@@ -162,7 +159,7 @@ def test_an_experiment_from_runs_to_tables(tmp_path, capsys):
     """A grid whose second rate diverges; then the same again, which makes nothing; then the tables from the file."""
     toy = TOY.replace("rates = [1.0]", "rates = [1.0, 1e30]").replace("[10, 100]", "[10]")
     (tmp_path / "toy.toml").write_text(toy)
-    arguments = ["toy", "--seeds", "0", "1", "--jobs", "1", "--output", "out", *SMALL]
+    arguments = ["toy", "--seeds", "0,1", "--jobs", "1", "--output", "out", *SMALL]
     assert run(*arguments) == 1
     shown = capsys.readouterr()
     assert "dlrm_full_1x_lr1e30_s0: " in shown.out
