@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,51 +49,135 @@ Evaluation = tuple[float, int, float, float]
 """time_s, samples, epoch, validation AUC"""
 
 
-def write_run(
-    root: Path,
-    name: str,
-    *,
-    method: str = "robe",
-    compression: float = 1.0,
-    seed: int = 0,
-    ranks: int = 2,
-    threads: int = 1,
-    step_ms: float | None = 10.0,
-    evaluations: Sequence[Evaluation] | None = None,
-    final_auc: float = 0.766,
-    slowness: float = 1.0,
-    optimizer_bytes: int = 0,
-    windows: int = 0,
-    config: Mapping[str, Any] | None = None,
-    summary: Mapping[str, Any] | None = None,
-    environment: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a run and return its directory.
+@dataclass
+class FakeRun:
+    """What a run is to be like; without evaluations these are plausible ones that approach final_auc.
 
     windows: how many are profiled. config, summary and environment: dotted keys laid over what is written otherwise,
     valid or not.
     """
-    if evaluations is None:
-        evaluations = plausible_evaluations(step_ms or 10.0, final_auc, slowness, seed)
-    tables = copy.deepcopy(CONFIG)
-    lay(tables, {"run.name": name, "run.seed": seed, "embedding.method": method, "embedding.compression": compression})
-    lay(tables, {"parallelism.world_size": ranks, "parallelism.threads_per_rank": threads, **(config or {})})
-    machine = copy.deepcopy(ENVIRONMENT) | {"world_size": ranks, "threads_per_rank": threads}
-    lay(machine, environment or {})
-    known = _facts(tables, optimizer_bytes) | _measured(step_ms, evaluations)
-    if step_ms:
-        sharded = method == "sharded"
-        known["profiles"] = [plausible_window(100 * n + 1, step_ms, ranks, sharded) for n in range(1, windows + 1)]
-    written = RunSummary.model_validate(known).model_dump()
-    lay(written, summary or {})
-    run_dir = RunDir(root / name.replace("/", "_"))
-    run_dir.create(tomli_w.dumps(tables), machine, resume=False)
-    run_dir.write_plan(PLAN)
-    (run_dir.path / "summary.json").write_text(json.dumps(written, indent=2))
-    (run_dir.path / "metrics.jsonl").write_text(
-        "".join(json.dumps(record) + "\n" for record in _records(step_ms, evaluations, seed))
-    )
-    return run_dir.path
+
+    name: str
+    method: str = "robe"
+    compression: float = 1.0
+    seed: int = 0
+    ranks: int = 2
+    threads: int = 1
+    step_ms: float | None = 10.0
+    evaluations: Sequence[Evaluation] | None = None
+    final_auc: float = 0.766
+    slowness: float = 1.0
+    optimizer_bytes: int = 0
+    windows: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, root: Path) -> Path:
+        """Write the run below root and return its directory."""
+        machine = copy.deepcopy(ENVIRONMENT) | {"world_size": self.ranks, "threads_per_rank": self.threads}
+        lay(machine, self.environment)
+        config = self._config()
+        summary = RunSummary.model_validate(self._facts(config) | self._measured()).model_dump()
+        lay(summary, self.summary)
+        run_dir = RunDir(root / self.name.replace("/", "_"))
+        run_dir.create(tomli_w.dumps(config), machine, resume=False)
+        run_dir.write_plan(PLAN)
+        (run_dir.path / "summary.json").write_text(json.dumps(summary, indent=2))
+        (run_dir.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self._records()))
+        return run_dir.path
+
+    @property
+    def _at(self) -> Sequence[Evaluation]:
+        if self.evaluations is not None:
+            return self.evaluations
+        return plausible_evaluations(self.step_ms or 10.0, self.final_auc, self.slowness, self.seed)
+
+    def _config(self) -> dict[str, Any]:
+        config = copy.deepcopy(CONFIG)
+        lay(config, {"run.name": self.name, "run.seed": self.seed})
+        lay(config, {"embedding.method": self.method, "embedding.compression": self.compression})
+        lay(config, {"parallelism.world_size": self.ranks, "parallelism.threads_per_rank": self.threads})
+        lay(config, self.config)
+        return config
+
+    def _facts(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        method, compression = config["embedding"]["method"], config["embedding"]["compression"]
+        ranks, sharded = config["parallelism"]["world_size"], method == "sharded"
+        stored = int(FULL_PARAMETERS / compression)
+        held = [4 * stored] * ranks
+        if sharded:
+            held = [4 * stored * (5 + rank) // (5 * ranks + sum(range(ranks))) for rank in range(ranks)]
+        return {
+            "name": config["run"]["name"],
+            "method": method,
+            "seed": config["run"]["seed"],
+            "status": "finished",
+            "stop_reason": "epochs",
+            "device": "cpu",
+            "selected_on": "validation",
+            "architecture": config["model"]["architecture"],
+            "placement": "shard" if sharded else "replicate",
+            "sharding": config["parallelism"]["sharding"] if sharded else None,
+            "dataset": config["data"]["dataset"],
+            "data_fingerprint": "8c1f0a77d2e94b10",
+            "world_size": ranks,
+            "threads_per_rank": config["parallelism"]["threads_per_rank"],
+            "global_batch_size": config["training"]["global_batch_size"],
+            "parameters": {"dense": 36_129, "embedding": stored, "embedding_full": FULL_PARAMETERS},
+            "compression": {"target": compression, "actual": FULL_PARAMETERS / stored},
+            "embedding_stored_bytes": 4 * stored,
+            "bytes_per_rank": {
+                "embedding": held,
+                "embedding_optimizer": [self.optimizer_bytes] * ranks,
+                "dense": 144_516,
+            },
+            "train_rows": TRAIN_ROWS,
+            "test_rows": 60_000,
+            "best_possible": {"auc": BEST_AUC, "log_loss": BEST_LOG_LOSS, "base_rate": 0.2531},
+        }
+
+    def _measured(self) -> dict[str, Any]:
+        every = [_position(at) | quality("validation", at[3]) | quality("test", at[3]) for at in self._at]
+        last: dict[str, Any] = every[-1] if every else {"step": 0, "samples": 0, "epoch": 0.0, "time_s": 0.0}
+        step_ms, sharded = self.step_ms, self.method == "sharded"
+        windows = range(1, self.windows + 1) if step_ms else ()
+        return {
+            "steps": last["step"],
+            "samples": last["samples"],
+            "epochs": last["epoch"],
+            "train_time_s": last["time_s"],
+            "evaluation_time_s": 2.5,
+            "step_ms": step_ms and {"p50": step_ms, "p95": 1.3 * step_ms, "mean": 1.05 * step_ms},
+            "data_ms": step_ms and {"p50": 0.6, "p95": 0.9, "mean": 0.65},
+            "samples_per_s": last["samples"] / last["time_s"] if every else None,
+            "profiles": [plausible_window(100 * n + 1, step_ms or 0.0, self.ranks, sharded) for n in windows],
+            "peak_memory_gib": [1.21, 1.18] if every else None,
+            "best": min(every, key=lambda e: e["validation_log_loss"], default=None),
+            "last": last if every else None,
+        }
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Before each evaluation nine records of the training loss."""
+        noise, records = random.Random(self.seed), []
+        before: Evaluation = (0.0, 0, 0.0, 0.6)
+        for at in self._at:
+            for part in range(1, 10):
+                *place, auc = (a + part / 10 * (b - a) for a, b in zip(before, at, strict=True))
+                loss = BEST_LOG_LOSS + 1.15 * (BEST_AUC - auc) + noise.gauss(0, 0.006)
+                speed = {"time/step_ms": self.step_ms, "speed/samples_per_s": 48_000.0}
+                records.append(_position(place) | {"quality/train_log_loss": loss} | speed)
+            shown = quality("validation", at[3]) | quality("test", at[3])
+            records.append(
+                _position(at) | {f"quality/{k}": value for k, value in shown.items() if not k.endswith("_se")}
+            )
+            before = at
+        return records
+
+
+def write_run(root: Path, name: str, **fields: Any) -> Path:
+    """Write a `FakeRun` below root and return its directory."""
+    return FakeRun(name, **fields).write(root)
 
 
 def lay(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -187,75 +272,8 @@ def _plausible_rank(step_ms: float, late: float, ranks: int, sharded: bool) -> d
     )
 
 
-def _facts(config: Mapping[str, Any], optimizer_bytes: int) -> dict[str, Any]:
-    method, compression = config["embedding"]["method"], config["embedding"]["compression"]
-    ranks, sharded = config["parallelism"]["world_size"], method == "sharded"
-    stored = int(FULL_PARAMETERS / compression)
-    held = [4 * stored] * ranks
-    if sharded:
-        held = [4 * stored * (5 + rank) // (5 * ranks + sum(range(ranks))) for rank in range(ranks)]
-    return {
-        "name": config["run"]["name"],
-        "method": method,
-        "seed": config["run"]["seed"],
-        "status": "finished",
-        "stop_reason": "epochs",
-        "device": "cpu",
-        "selected_on": "validation",
-        "architecture": config["model"]["architecture"],
-        "placement": "shard" if sharded else "replicate",
-        "sharding": config["parallelism"]["sharding"] if sharded else None,
-        "dataset": config["data"]["dataset"],
-        "data_fingerprint": "8c1f0a77d2e94b10",
-        "world_size": ranks,
-        "threads_per_rank": config["parallelism"]["threads_per_rank"],
-        "global_batch_size": config["training"]["global_batch_size"],
-        "parameters": {"dense": 36_129, "embedding": stored, "embedding_full": FULL_PARAMETERS},
-        "compression": {"target": compression, "actual": FULL_PARAMETERS / stored},
-        "embedding_stored_bytes": 4 * stored,
-        "bytes_per_rank": {"embedding": held, "embedding_optimizer": [optimizer_bytes] * ranks, "dense": 144_516},
-        "train_rows": TRAIN_ROWS,
-        "test_rows": 60_000,
-        "best_possible": {"auc": BEST_AUC, "log_loss": BEST_LOG_LOSS, "base_rate": 0.2531},
-    }
-
-
-def _measured(step_ms: float | None, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    every = [_position(at) | quality("validation", at[3]) | quality("test", at[3]) for at in evaluations]
-    last: dict[str, Any] = every[-1] if every else {"step": 0, "samples": 0, "epoch": 0.0, "time_s": 0.0}
-    return {
-        "steps": last["step"],
-        "samples": last["samples"],
-        "epochs": last["epoch"],
-        "train_time_s": last["time_s"],
-        "evaluation_time_s": 2.5,
-        "step_ms": step_ms and {"p50": step_ms, "p95": 1.3 * step_ms, "mean": 1.05 * step_ms},
-        "data_ms": step_ms and {"p50": 0.6, "p95": 0.9, "mean": 0.65},
-        "samples_per_s": last["samples"] / last["time_s"] if every else None,
-        "peak_memory_gib": [1.21, 1.18] if every else None,
-        "best": min(every, key=lambda e: e["validation_log_loss"], default=None),
-        "last": last if every else None,
-    }
-
-
 def _position(at: Sequence[float]) -> dict[str, Any]:
     return {"step": int(at[1]) // BATCH, "samples": at[1], "epoch": at[2], "time_s": at[0]}
-
-
-def _records(step_ms: float | None, evaluations: Sequence[Evaluation], seed: int) -> list[dict[str, Any]]:
-    """Before each evaluation nine records of the training loss."""
-    noise, records = random.Random(seed), []
-    before: Evaluation = (0.0, 0, 0.0, 0.6)
-    for at in evaluations:
-        for part in range(1, 10):
-            *place, auc = (a + part / 10 * (b - a) for a, b in zip(before, at, strict=True))
-            loss = BEST_LOG_LOSS + 1.15 * (BEST_AUC - auc) + noise.gauss(0, 0.006)
-            speed = {"time/step_ms": step_ms, "speed/samples_per_s": 48_000.0}
-            records.append(_position(place) | {"quality/train_log_loss": loss} | speed)
-        shown = quality("validation", at[3]) | quality("test", at[3])
-        records.append(_position(at) | {f"quality/{k}": value for k, value in shown.items() if not k.endswith("_se")})
-        before = at
-    return records
 
 
 def write_demo(root: Path, windows: int = 0) -> list[Path]:
