@@ -10,6 +10,7 @@ SECTIONS = {
         "compare": "launch.compare",
         "sweep": "launch.sweep",
         "study": "launch.study",
+        "compress": "launch.compress",
         "demo": "launch.demo",
     },
     "Measure and project": {

@@ -5,6 +5,7 @@ from launch import cli
 SECTIONS = {
     "Benchmarks": {
         "kernels": "launch.microbench",
+        "figure2": "launch.figure2",
     },
 }
 

@@ -197,13 +197,18 @@ def command(
     return click.command(
         name.rpartition(" ")[2],
         cls=Command,
-        help=description,
+        help=_keep_lines(description or ""),
         short_help=summary,
         epilog="\n\n".join([*paragraphs, *filter(None, [notes])]),
         context_settings=_SETTINGS,
         examples=shown,
         **attributes,
     )
+
+
+def _keep_lines(text: str) -> str:
+    """Mark the indented paragraphs, whose lines click would otherwise fill."""
+    return "\n\n".join(f"\b\n{part}" if part.startswith(" ") else part for part in text.split("\n\n"))
 
 
 def group(name: str, description: str | None, *, summary: str = "", **attributes: Any) -> Callable[..., LazyGroup]:

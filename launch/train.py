@@ -39,7 +39,7 @@ def _print_keys(context: click.Context, _parameter: click.Parameter, section: st
 
 @cli.command(
     "train",
-    f"{__doc__}\n\b\nSections:\n" + "\n".join(f"  {name:12} {text}" for name, text in SECTIONS.items()),
+    f"{__doc__}\nSections:\n\n" + "\n".join(f"    {name:12} {text}" for name, text in SECTIONS.items()),
     summary="Train one model as a config says.",
     examples=["configs/debug.toml training.epochs=0.5", "--keys embedding", "--keys embedding.robe"],
     notes="Several ranks: torchrun --nproc-per-node 2 -m launch.train configs/demo/sharded.toml training.epochs=1",

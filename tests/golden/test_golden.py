@@ -29,6 +29,7 @@ from rich.console import Console
 
 from launch import bench_methods, compare, compress, figure2, project, study
 from launch.netlab.command import print_outcome as print_crossover
+from launch.runners import compress_runs, figure2_runs
 from launch.runners.trial import Outcome
 from launch.validate_timing import print_proofs
 from pss.theory.__main__ import main as theory
@@ -107,18 +108,18 @@ def bench_stored_methods() -> None:
 
 def compress_stored_runs() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compress, "run_trials", run_stored("compress"))
+        patch.setattr(compress_runs, "run_trials", run_stored("compress"))
         configs = ["methods/configs/synthetic_full.toml", "methods/configs/synthetic_robe.toml"]
-        compress.main([*configs, "--seeds", "0", "1", "--jobs", "1"])
+        compress.main([*configs, "--seeds", "0,1", "--jobs", "1"])
 
 
 def draw_stored_figure(part: str) -> None:
     stored = json.loads(Path(f"figure2/{part}.json").read_text())["setups"]
     found = {setup["label"]: setup["repeats"][0] for setup in stored}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure2, "measure", lambda setups, **_: [found[setup["label"]] for setup in setups])
-        compressions = ["10", "100"] if part == "b" else ["1000"]
-        figure2.main([part, "--batch", "64", "--compression", *compressions, "--repeats", "2", "--output", "out"])
+        patch.setattr(figure2_runs, "measure", lambda setups, **_: [found[setup["label"]] for setup in setups])
+        compressions = "10,100" if part == "b" else "1000"
+        figure2.main([part, "--batch", "64", "--compression", compressions, "--repeats", "2", "--output", "out"])
 
 
 def print_stored_kernels(grid: str) -> None:

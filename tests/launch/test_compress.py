@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.compress import ROWS, main
+from launch.compress import main
+from launch.runners.compress_runs import ROWS
 from recsys.runs.run_dir import RunDir
 from tests.launch.test_sweep import DEBUG, SMALL
 
@@ -28,7 +29,8 @@ def configs(tmp_path: Path, method: str = "full") -> tuple[str, str]:
 @pytest.mark.parametrize(("method", "model"), [("full", "dlrm"), ("sharded", "deepfm")])
 def test_a_method_that_loses_nothing_starts_where_the_full_tables_were_best(tmp_path, capsys, method, model):
     shared = [*SHARED, f"model.architecture={model}"]
-    main([*configs(tmp_path, method), *shared, "--runs", str(tmp_path / "runs"), "--jobs", "1"])
+    arguments = [*configs(tmp_path, method), *shared, "--output", str(tmp_path / "runs"), "--jobs", "1"]
+    assert main(arguments, standalone_mode=False) is None
     table = capsys.readouterr().out
     lines = {name: next(line for line in table.splitlines() if name in line) for name in ROWS}
     numbers = {name: re.findall(r"\d\.\d+", line) for name, line in lines.items()}
@@ -47,5 +49,5 @@ def test_a_method_that_loses_nothing_starts_where_the_full_tables_were_best(tmp_
 def test_a_source_that_is_no_trained_run_is_refused(tmp_path, capsys):
     _, compressed = configs(tmp_path)
     with pytest.raises(SystemExit):
-        main([compressed, compressed, *SHARED, "--runs", str(tmp_path / "runs"), "--jobs", "1"])
+        main([compressed, compressed, *SHARED, "--output", str(tmp_path / "runs"), "--jobs", "1"])
     assert "holds no full tables" in capsys.readouterr().err

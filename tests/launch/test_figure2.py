@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError
-from launch.figure2 import main, plan_jobs
+from launch.figure2 import main
+from launch.runners.figure2_runs import plan_jobs
 from recsys.cost.figure2 import Line, cells, draw, headings
 
 SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001"]
@@ -61,18 +62,20 @@ def test_dense_and_sparse_gradients_over_compression():
     assert all("training.global_batch_size=2048" in s["overrides"] for s in (*two, *one))
 
 
-def test_a_mistake_is_told_before_anything_runs():
+def test_a_mistake_is_told_before_anything_runs(capsys):
     with pytest.raises(ConfigError, match=r"training\.global_batch_size = 7"):
         plan_jobs("a", "demo", 7, [1000], [])
-    with pytest.raises(SystemExit, match="did you mean"):
+    with pytest.raises(SystemExit) as ended:
         main(["a", "model.embeding_dim=8"])
+    assert ended.value.code == 2
+    assert "did you mean" in capsys.readouterr().err
 
 
 @pytest.mark.dist
 @pytest.mark.slow
 def test_a_small_one(tmp_path, capsys):
     asked = ["a", "--batch", "200", "--compression", "100", "--repeats", "1", "--steps", "2"]
-    main([*asked, "--output", str(tmp_path), "--json", *SMALL])
+    main([*asked, "--output", str(tmp_path), "--json", *SMALL], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     assert (found["figure"], len(found["setups"])) == ("2a", 3)
     assert all(setup["step_ms"] > 0 for setup in found["setups"])
