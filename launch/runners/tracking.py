@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.load import flatten
-from recsys.runs.metrics import PEAK_GIB, SAMPLES_PER_S, STEP_MS, TRAIN_S, quality_name
+from recsys.runs.metrics import PEAK_GIB, QUALITY, SAMPLES_PER_S, STEP_MS, TRAIN_S, quality_name
 from recsys.runs.run_dir import RunDir
 from recsys.runs.summary import RunSummary
 
@@ -53,8 +53,7 @@ def figures(summary: RunSummary) -> dict[str, Any]:
     found = {
         "status": summary.status,
         "stop_reason": summary.stop_reason,
-        quality_name("test", "auc"): best.get("test_auc"),
-        quality_name("test", "log_loss"): best.get("test_log_loss"),
+        **{quality_name("test", name): best.get(f"test_{name}") for name in QUALITY},
         STEP_MS: summary.step_ms and summary.step_ms.p50,
         SAMPLES_PER_S: summary.samples_per_s,
         TRAIN_S: summary.train_time_s,

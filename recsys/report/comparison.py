@@ -25,7 +25,7 @@ from recsys.report.fairness import (
 )
 from recsys.report.frame import Arm, Ratios, Results, Target, build_results
 from recsys.report.run import Run, load_runs
-from recsys.runs.metrics import SHOWN_QUALITY
+from recsys.runs.metrics import QUALITY
 from recsys.runs.summary import BestPossible
 
 JSON_VERSION = 1
@@ -183,7 +183,7 @@ def figures_to_json(arm: Arm, split: str, target: Target | None) -> dict[str, An
     """Return what an arm measured, every metric of the registry among it. split: whose AUC the target is set to."""
     best_epoch, parameters = arm.at_best("epoch"), arm.embedding_bytes
     measured = {
-        **{f"test_{name}": arm.at_best(f"test_{name}", sampling_error=True) for name in SHOWN_QUALITY},
+        **{f"test_{name}": arm.at_best(f"test_{name}", sampling_error=True) for name in QUALITY},
         "target_split_auc": arm.at_best(f"{split}_auc"),
         "best_epoch": best_epoch and best_epoch.mean,
         "embedding_bytes": parameters[0],

@@ -20,12 +20,9 @@ from recsys.report.page import Figure, Plot
 from recsys.report.palette import BASELINE_COLOUR, Style
 from recsys.report.plots import axis, figure, label_rows, rounded
 from recsys.report.time_plots import time_plots
-from recsys.runs.metrics import SHOWN_QUALITY, TRAIN_LOG_LOSS
+from recsys.runs.metrics import QUALITY, TRAIN_LOG_LOSS
 
 _LINE_POINTS = 300
-_NAMES = {"auc": "AUC", "log_loss": "Log loss"}
-_UNITS = {"log_loss": "log loss, nats"}
-_TABLE_ONLY = ("ne", "calibration")
 _OVER = {
     "time": ("training time", "One point an evaluation. Evaluation and checkpoints do not count as training time."),
     "samples": ("training samples", "The same evaluations by the training rows seen."),
@@ -34,7 +31,7 @@ _OVER = {
 
 def build_plots(comparison: Comparison) -> list[Plot]:
     """Return every plot that the runs have figures for, in the order of the page."""
-    metrics = [name for name in SHOWN_QUALITY if name not in _TABLE_ONLY]
+    metrics = [name for name, metric in QUALITY.items() if metric.is_plotted]
     plots = [_quality(comparison, metric, over) for metric in metrics for over in _OVER]
     plots += [_training_loss(comparison), _step_time(comparison), _memory(comparison), *_size_plots(comparison)]
     plots += time_plots(comparison)
@@ -61,10 +58,10 @@ def _trace(kind: str, place: int, arm: Arm, **more: Any) -> Figure:
 
 def _quality(comparison: Comparison, metric: str, over: str) -> Plot:
     against, caption = _OVER[over]
-    name = _NAMES.get(metric, metric.replace("_", " "))
+    name = QUALITY[metric].title
     return Plot(
         id=f"{metric.replace('_', '-')}-{over}",
-        title=f"{name} against {against}",
+        title=f"{name[0].upper()}{name[1:]} against {against}",
         caption=caption,
         figures={split: _quality_figure(comparison, split, metric, over) for split in find_splits(comparison)},
     )
@@ -79,7 +76,7 @@ def _quality_figure(comparison: Comparison, split: str, metric: str, over: str) 
         data.append(_line(arm.mean_curve(column), over, place, arm, style))
     drawn = [trace for trace in data if trace["x"]]
     x = axis("training time, s") if over == "time" else axis("training samples", tickformat="~s")
-    y = axis(f"{split} {_UNITS.get(metric, _NAMES.get(metric, metric.replace('_', ' ')))}")
+    y = axis(f"{split} {QUALITY[metric].axis_title}")
     levels = _find_levels(comparison, split, metric)
     values = [value for trace in drawn for value in trace["y"]] + [level for level, _, _ in levels]
     if values:

@@ -21,7 +21,7 @@ from recsys.report.numbers import (
 )
 from recsys.report.palette import BASELINE, Style, choose_style
 from recsys.report.table import Cell, Column, Table
-from recsys.runs.metrics import SHOWN_QUALITY
+from recsys.runs.metrics import QUALITY
 
 _PLACED = ("auc", "log_loss", "ne", "calibration")
 """Metrics with a column of their own below, in the small print of another, or in JSON alone."""
@@ -52,7 +52,7 @@ class ArmRow(NamedTuple):
 def build_table(comparison: Comparison) -> Table:
     """Return the table of all arms; figures of profiled windows only where a run has one."""
     profiled = () if any(arm.profiled for arm in comparison.arms) else _OF_PROFILED
-    others = [_metric_column(name) for name in SHOWN_QUALITY if name not in _PLACED]
+    others = [_metric_column(name) for name in QUALITY if name not in _PLACED]
     columns = [_ARM, *_FACTS, *_QUALITY, *others, *(column for column in _COSTS if column not in profiled)]
     return Table.of([ArmRow(comparison, arm) for arm in comparison.arms], columns)
 
@@ -103,9 +103,9 @@ def _metric_column(name: str) -> Column[ArmRow]:
 
     def cell(row: ArmRow) -> Cell:
         value = row.arm.at_best(f"test_{name}")
-        return Cell(format_measured(value), "", value.mean) if value else Cell(MISSING)
+        return Cell(format_measured(value, digits=QUALITY[name].digits), "", value.mean) if value else Cell(MISSING)
 
-    return Column(f"test {name.replace('_', ' ')}", "Of the evaluation that the test AUC is of.", cell)
+    return Column(f"test {QUALITY[name].title}", QUALITY[name].text, cell)
 
 
 def _placement(row: ArmRow) -> Cell:

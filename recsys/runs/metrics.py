@@ -1,14 +1,25 @@
-"""The names and units of everything a run measures, defined once, and the quality metrics themselves.
+"""The metrics of a run, each defined once: what it is called, how it is computed and how it is shown.
 
-A metric is called `group/name_unit`. Quality is computed on one rank from the scores of all ranks, in float64: the AUC
-is exact (ties count one half), not a histogram's or a mean over ranks.
+A metric is recorded as `group/name_unit`. Those that training measures on the way have a constant here. Metrics of
+quality, computed from the scores of a split, are `QUALITY`: name -> `QualityMetric`. To add one, write its function
+(here or in a file of its own) and add one line to `QUALITY`. From then on it is
+
+- computed at every evaluation (`measure_quality`), recorded as `quality/<split>_<name>` (`quality_name`), and so in
+  metrics.jsonl and in TensorBoard, where it also gets a chart and a column of the table of runs;
+- in the run's summary (`best`, `last`), as `<split>_<name>`, and in what trackers are told;
+- in the results frame of `recsys.report` as a column `<split>_<name>`, in the JSON, table and plots of a comparison:
+  a reader iterates over `QUALITY` and takes title, unit, digits and text from its entry.
+
+Quality is computed on one rank from the scores of all ranks, in float64: the AUC is exact (ties count one half), not a
+histogram's or a mean over ranks. Readers of summaries need none of this: scipy is imported where it is used.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 TRAIN_LOG_LOSS = "quality/train_log_loss"
 STEP_MS = "time/step_ms"
@@ -29,71 +40,109 @@ PROFILED_STEP_MS = "time/profiled_step_ms"
 
 
 def bytes_name(kind: str) -> str:
-    """Kind of collective -> name of the bytes that a rank puts in, a step."""
+    """Return the name of the bytes that a rank puts into a kind of collective, a step: 'comm/all_reduce_bytes'."""
     return f"comm/{kind}_bytes"
 
 
 def phase_name(phase: str) -> str:
-    """'backward/interaction' -> 'phase/backward_interaction_ms'."""
+    """Return the name of a phase's time: 'backward/interaction' -> 'phase/backward_interaction_ms'."""
     return f"phase/{phase.replace('/', '_')}_ms"
 
 
-SHOWN_QUALITY = ("auc", "log_loss", "ne", "calibration")
-"""The fields of `Quality` that are recorded at every evaluation."""
-
-
 def quality_name(split: str, metric: str) -> str:
-    """('test', 'auc') -> 'quality/test_auc'; metric is a field of `Quality`."""
+    """Return the name under which a metric of `QUALITY` is recorded: ('test', 'auc') -> 'quality/test_auc'."""
     return f"quality/{split}_{metric}"
 
 
-@dataclass(frozen=True)
-class Quality:
-    """How well scores predict labels.
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean binary cross-entropy in nats. logits, labels: (n,) float64, labels in {0, 1}."""
+    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
 
-    auc: area under the ROC curve. auc_se: its standard error through the finite sample of rows.
-    log_loss: mean binary cross-entropy in nats. ne: normalised entropy, log loss over the entropy of the mean label
-    (He et al. 2014); below 1 = better than predicting the mean. calibration: mean prediction / mean label.
-    rows and positives: what it was measured on.
+
+def normalised_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the log loss over the entropy of the mean label (He et al. 2014); 1 = as good as predicting the mean.
+
+    logits, labels: (n,) float64, labels in {0, 1}, both present.
     """
-
-    auc: float
-    auc_se: float
-    log_loss: float
-    ne: float
-    calibration: float
-    rows: int
-    positives: int
-
-
-def measure_quality(logits: np.ndarray, labels: np.ndarray) -> Quality:
-    """logits (n,), labels (n,) in {0, 1} -> Quality. Raises ValueError when only one label is present."""
-    logits, labels = logits.astype(np.float64), labels.astype(np.float64)
-    positives = float(labels.sum())
-    if positives in (0.0, float(len(labels))):
-        raise ValueError(f"AUC needs both labels: {len(labels)} rows, {positives:.0f} positive")
-    rate = positives / len(labels)
-    log_loss = float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+    rate = float(labels.sum()) / len(labels)
     entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
-    auc, auc_se = _auc(logits, labels == 1)
+    return log_loss(logits, labels) / entropy
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean prediction over the mean label. logits, labels: (n,) float64, labels in {0, 1}, one present."""
+    rate = float(labels.sum()) / len(labels)
+    # exp overflows above 709; a sigmoid is 0 or 1 to the last bit long before 500.
     predictions = 1.0 / (1.0 + np.exp(-np.clip(logits, -500, 500)))
-    return Quality(
-        auc=auc,
-        auc_se=auc_se,
-        log_loss=log_loss,
-        ne=log_loss / entropy,
-        calibration=float(predictions.mean()) / rate,
-        rows=len(labels),
-        positives=int(positives),
-    )
+    return float(predictions.mean()) / rate
 
 
-def _auc(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """AUC and its standard error from mid-ranks (DeLong et al. 1988, in the form of Sun & Xu 2014)."""
-    ranks = rankdata(scores)
+def auc(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return the area under the ROC curve, and its standard error through the finite sample of rows.
+
+    From mid-ranks (DeLong et al. 1988, in the form of Sun & Xu 2014). logits, labels: (n,), labels in {0, 1}, both
+    present.
+    """
+    from scipy.stats import rankdata
+
+    ranks, positive = rankdata(logits), labels == 1
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     # For each positive the share of negatives below it, and for each negative the share of positives above it.
-    below = (ranks[positive] - rankdata(scores[positive])) / num_negative
-    above = 1 - (ranks[~positive] - rankdata(scores[~positive])) / num_positive
+    below = (ranks[positive] - rankdata(logits[positive])) / num_negative
+    above = 1 - (ranks[~positive] - rankdata(logits[~positive])) / num_positive
     variance = below.var() / num_positive + above.var() / num_negative
     return float(below.mean()), math.sqrt(variance)
+
+
+@dataclass(frozen=True)
+class QualityMetric:
+    """A metric of quality: how it is computed from the scores of a split, and how it is shown.
+
+    compute: (logits (n,), labels (n,)), float64 -> its value, or its value and standard error; both labels are present.
+    title: as within a sentence. better: which values are; "one" = those near 1. unit: of an axis, where it has one.
+    text: what it is, in a sentence or two, for legends. digits: after the point. is_plotted: whether its curves are
+    worth a plot of a comparison.
+    """
+
+    compute: Callable[[np.ndarray, np.ndarray], float | tuple[float, float]]
+    title: str
+    better: Literal["higher", "lower", "one"]
+    text: str
+    unit: str = ""
+    digits: int = 4
+    is_plotted: bool = True
+
+    @property
+    def axis_title(self) -> str:
+        """Return the title with its unit: 'log loss, nats'."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+QUALITY: Mapping[str, QualityMetric] = {
+    "auc": QualityMetric(auc, "AUC", "higher", "Area under the ROC curve."),
+    "log_loss": QualityMetric(log_loss, "log loss", "lower", "Mean binary cross-entropy in nats.", unit="nats"),
+    "ne": QualityMetric(
+        normalised_entropy, "NE", "lower", "Normalised entropy: log loss over that of the mean label.", is_plotted=False
+    ),
+    "calibration": QualityMetric(
+        calibration, "calibration", "one", "Mean prediction over the mean label.", is_plotted=False
+    ),
+}
+"""Name -> metric, in the order of records and tables."""
+
+
+def measure_quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, int | float]:
+    """Return every metric of `QUALITY` by name, `<name>_se` for a standard error, and the counts rows and positives.
+
+    logits, labels: (n,), labels in {0, 1}. Raises ValueError when only one label is present.
+    """
+    logits, labels = logits.astype(np.float64), labels.astype(np.float64)
+    positives = int(labels.sum())
+    if positives in (0, len(labels)):
+        raise ValueError(f"AUC needs both labels: {len(labels)} rows, {positives} positive")
+    values: dict[str, int | float] = {}
+    for name, metric in QUALITY.items():
+        computed = metric.compute(logits, labels)
+        values[name], *standard_error = computed if isinstance(computed, tuple) else (computed,)
+        values |= {f"{name}_se": error for error in standard_error}
+    return {**values, "rows": len(labels), "positives": positives}

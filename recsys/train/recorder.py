@@ -19,6 +19,7 @@ from recsys.runs.metrics import (
     EXPOSED_COMM_MS,
     OTHER_MS,
     OVERLAP_MS,
+    QUALITY,
     WAIT_MS,
     bytes_name,
     phase_name,
@@ -41,8 +42,9 @@ _SCALARS = {
         "phases, ms a step": ["Multiline", [phase_name(".*")]],
     },
     "quality against time": {
-        "test AUC": ["Multiline", [quality_name("test", "auc")]],
-        "validation AUC": ["Multiline", [quality_name("validation", "auc")]],
+        f"{split} {metric.title}": ["Multiline", [quality_name(split, name)]]
+        for name, metric in QUALITY.items()
+        for split in ("test", "validation")
     },
 }
 """Category -> chart -> the tags in it, as regular expressions."""

@@ -8,7 +8,6 @@ values that all ranks share, so ranks always leave the loop together.
 import math
 import resource
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from recsys.profile.profile_window import Windows, profile_steps
 from recsys.runs.metrics import (
     DATA_MS,
     PEAK_GIB,
+    QUALITY,
     SAMPLES_PER_S,
-    SHOWN_QUALITY,
     STEP_MS,
     STEP_P95_MS,
     TRAIN_LOG_LOSS,
@@ -39,7 +38,7 @@ from recsys.runs.window_timing import WindowTiming
 from recsys.train.assemble import TrainStep, build_batches
 from recsys.train.checkpoint import BEST, Checkpoints
 from recsys.train.clocks import StepTimer, StepTimes, Stopwatch
-from recsys.train.evaluate import collect_scores, measure
+from recsys.train.evaluation import evaluate
 from recsys.train.recorder import Recorder
 
 
@@ -237,8 +236,8 @@ class Trainer:
             rows = self.config.evaluation.global_batch_size
             scores = None
             for split in self.splits:
-                scores = collect_scores(self.model, self.dataset, split, rows, self.ranks)
-                found |= {f"{split}_{name}": value for name, value in asdict(measure(scores)).items()}
+                quality, scores = evaluate(self.model, self.dataset, split, rows, self.ranks)
+                found |= {f"{split}_{name}": value for name, value in quality.items()}
             self.peak_gib = gather(peak_gib(self.ranks.device), self.ranks)
             clock.stop()
             self.progress.evaluation_time_s += clock.read_s()
@@ -246,11 +245,7 @@ class Trainer:
             self.progress.evaluations.append({**position, **found})
             self.recorder.record(
                 position,
-                {
-                    quality_name(split, name): found[f"{split}_{name}"]
-                    for split in self.splits
-                    for name in SHOWN_QUALITY
-                },
+                {quality_name(split, name): found[f"{split}_{name}"] for split in self.splits for name in QUALITY},
             )
             self.recorder.write_summary(self.summary("running", None))
             is_best = self._best() is self.progress.evaluations[-1]
@@ -331,7 +326,7 @@ class Trainer:
             "dense_learning_rate": optimizer.dense_learning_rate,
             **{name: getattr(self.facts, name) for name in facts},
         }
-        metrics = {f"best/{name}": best[name] for name in ("test_auc", "test_log_loss")}
+        metrics = {f"best/test_{name}": best[f"test_{name}"] for name in QUALITY}
         return parameters, metrics | ({"best/step_p50_ms": step_ms.p50} if step_ms else {})
 
 

@@ -34,9 +34,9 @@ def test_labels_are_drawn_from_the_probabilities(options, auc, log_loss):
     realized = measure_quality(np.log(p / (1 - p)), labels)
     positives = int(labels.sum())
     assert abs(labels.mean() - p.mean()) < 4.5 * math.sqrt(rate * (1 - rate) / len(p))
-    assert abs(realized.auc - best.auc) < 4.5 * math.sqrt(best.auc * (1 - best.auc) / positives)  # upper bound
+    assert abs(realized["auc"] - best.auc) < 4.5 * math.sqrt(best.auc * (1 - best.auc) / positives)  # upper bound
     spread = np.std(np.log(p / (1 - p)) * np.sqrt(p * (1 - p)))
-    assert abs(realized.log_loss - best.log_loss) < 4.5 * max(spread, 1.0) / math.sqrt(len(p))
+    assert abs(realized["log_loss"] - best.log_loss) < 4.5 * max(spread, 1.0) / math.sqrt(len(p))
     for part in np.array_split(np.argsort(p), 20):
         assert abs((labels[part] - p[part]).sum()) < 4.5 * math.sqrt((p[part] * (1 - p[part])).sum())
 

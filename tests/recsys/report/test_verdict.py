@@ -70,7 +70,7 @@ def test_several_seeds_add_their_spread_to_the_variance_of_the_rows():
 
 def test_the_mean_of_the_placements_is_the_auc():
     (scores,), labels = random_scores(np.random.default_rng(1))
-    auc = measure_quality(scores, labels).auc
+    auc = measure_quality(scores, labels)["auc"]
     placed = place(scores, labels)
     assert (placed.above.mean(), placed.below.mean()) == pytest.approx((auc, auc), abs=1e-12)
 

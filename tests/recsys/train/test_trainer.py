@@ -179,8 +179,8 @@ def test_the_scores_of_the_best_evaluation_are_kept(run, tmp_path):
     _, summary, _ = run("training.epochs=2")
     logits, labels = RunDir(tmp_path / "debug").read_scores()
     quality = measure_quality(logits, labels)
-    assert quality.auc == pytest.approx(summary.best["test_auc"], abs=1e-12)
-    assert quality.rows == 4000
+    assert quality["auc"] == pytest.approx(summary.best["test_auc"], abs=1e-12)
+    assert quality["rows"] == 4000
     run("training.epochs=0.5", "run.name=without", "checkpoint.keep_scores=false")
     with pytest.raises(FileNotFoundError, match="without has no scores"):
         RunDir(tmp_path / "without").read_scores()

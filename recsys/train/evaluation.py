@@ -1,4 +1,4 @@
-"""Quality of a model on a split, exact over all ranks."""
+"""The quality of a model on a split: exact, over the rows of all ranks, each row once."""
 
 from typing import NamedTuple
 
@@ -9,37 +9,45 @@ from torch import nn
 
 from recsys.data.batches import evaluation_batches
 from recsys.data.dataset import Dataset
-from recsys.runs.metrics import Quality, measure_quality
+from recsys.runs.metrics import measure_quality
 from recsys.runs.ranks import Ranks, on_first_rank
 from recsys.train.parallelism import unwrapped
 
 _NOT_A_ROW = -1.0
-"""Label of the rows that fill up the last batches."""
+"""Label of the rows that fill up the last batches, so that every rank makes the same number of equal steps."""
 
 
 class Scores(NamedTuple):
-    """Of every row of a split, in its order. logits: (n,) float32. labels: (n,) float32, 0 or 1."""
+    """What a model says of every row of a split, in its order: logits (n,) float32, labels (n,) float32, 0 or 1."""
 
     logits: np.ndarray
     labels: np.ndarray
 
 
-def evaluate(model: nn.Module, dataset: Dataset, split: str, global_batch_size: int, ranks: Ranks) -> Quality:
-    """Quality over every row of the split, once; the same object on every rank. Collective.
+class Evaluation(NamedTuple):
+    """quality: `measure_quality`, the same on every rank. scores: on rank 0, 8 bytes a row; None elsewhere."""
 
-    Raises ValueError when a score is not finite.
+    quality: dict[str, int | float]
+    scores: Scores | None
+
+
+def evaluate(model: nn.Module, dataset: Dataset, split: str, global_batch_size: int, ranks: Ranks) -> Evaluation:
+    """Return how well the model predicts every row of the split. Collective.
+
+    Raises ValueError on every rank when a score is not finite.
     """
-    return measure(collect_scores(model, dataset, split, global_batch_size, ranks))
+    scores = _collect_scores(model, dataset, split, global_batch_size, ranks)
+    return Evaluation(on_first_rank(lambda: _measure(scores)), scores)
 
 
 @torch.no_grad()
-def collect_scores(
+def _collect_scores(
     model: nn.Module, dataset: Dataset, split: str, global_batch_size: int, ranks: Ranks
 ) -> Scores | None:
-    """On rank 0 the scores of all ranks, 8 bytes a row; None elsewhere. Collective."""
+    """Return the scores of all ranks on rank 0, None elsewhere. Collective."""
     inner = unwrapped(model)
     inner.eval()
-    scores, labels = [], []
+    logits, labels = [], []
     for batch, count in evaluation_batches(
         dataset,
         split,
@@ -48,28 +56,23 @@ def collect_scores(
         world_size=ranks.world_size,
         device=ranks.device,
     ):
-        scores.append(inner(batch.dense_features, batch.sparse_features).reshape(-1).float())
+        logits.append(inner(batch.dense_features, batch.sparse_features).reshape(-1).float())
         batch.labels[count:] = _NOT_A_ROW
         labels.append(batch.labels)
     inner.train()
     # (2, steps, local): a global batch is one rank's share after the other's
-    gathered = _gather(torch.stack([torch.stack(scores), torch.stack(labels)]), ranks)
+    gathered = _gather_rows(torch.stack([torch.stack(logits), torch.stack(labels)]), ranks)
     return None if gathered is None else Scores(*gathered[:, gathered[1] != _NOT_A_ROW])
 
 
-def measure(scores: Scores | None) -> Quality:
-    """scores: rank 0's. The same object on every rank. Collective."""
-    return on_first_rank(lambda: _measure(scores))
-
-
-def _gather(values: torch.Tensor, ranks: Ranks) -> np.ndarray | None:
+def _gather_rows(values: torch.Tensor, ranks: Ranks) -> np.ndarray | None:
     """(2, steps, local) of every rank -> (2, n) on rank 0 in the order of the rows, None elsewhere."""
     parts = [torch.empty_like(values) for _ in range(ranks.world_size)] if ranks.is_first else None
     dist.gather(values, parts, dst=0)
     return torch.stack(parts, dim=2).flatten(1).cpu().numpy() if parts is not None else None
 
 
-def _measure(scores: Scores | None) -> Quality:
+def _measure(scores: Scores | None) -> dict[str, int | float]:
     assert scores is not None
     if not np.isfinite(scores.logits).all():
         raise ValueError(

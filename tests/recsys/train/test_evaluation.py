@@ -1,14 +1,12 @@
 """Evaluation equals the metrics of all rows at once, on any number of ranks, though batches are filled up."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
 
 from recsys.runs.metrics import measure_quality
 from recsys.runs.ranks import Ranks
-from recsys.train.evaluate import collect_scores, evaluate
+from recsys.train.evaluation import evaluate
 from tests.ranks import run_ranks
 from tests.recsys.data.array_rows import ArrayRows, make_rows
 
@@ -37,27 +35,17 @@ def _evaluate(rank, world_size):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_every_row_counts_once(world_size):
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_row_counts_once_and_scores_come_in_the_order_of_the_rows(world_size):
     data = Scored()
     expected = measure_quality(data.scores, data.labels)
-    for found in run_ranks(_evaluate, world_size):
-        assert asdict(found) == pytest.approx(asdict(expected), rel=1e-12)  # sums in another order
-    assert expected.rows == ROWS
-
-
-def _collect(rank, world_size):
-    return collect_scores(FirstDense(), Scored(), "test", 8, Ranks(rank, world_size, torch.device("cpu")))
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_scores_come_in_the_order_of_the_rows(world_size):
-    data = Scored()
-    found, *others = run_ranks(_collect, world_size)
+    assert expected["rows"] == ROWS
+    (_, found), *others = evaluations = run_ranks(_evaluate, world_size)
+    for quality, _ in evaluations:
+        assert quality == pytest.approx(expected, rel=1e-12)  # sums in another order
     np.testing.assert_array_equal(found.logits, data.scores)
     np.testing.assert_array_equal(found.labels, data.labels)
-    assert others == [None] * (world_size - 1)
+    assert [scores for _, scores in others] == [None] * (world_size - 1)
 
 
 def _diverged(rank, world_size):
