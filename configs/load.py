@@ -16,13 +16,14 @@ import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from configs.schema import ChecksWorldSize, RunConfig, Section
 
+S = TypeVar("S", bound=Section)
 Choices = Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]]
 """section -> (the key that chooses, name -> Options of that choice): what the registries offer."""
 
@@ -193,6 +194,17 @@ def load_config(path: str | Path, overrides: Sequence[str], choices: Choices) ->
         except ValueError as error:
             raise ConfigError(f"{layers.source((section, name))}: {section}.{name}: {error}") from None
     return config
+
+
+def override_section(section: S, name: str, overrides: Sequence[str]) -> S:
+    """Return the section with every `name.key=value` of the overrides laid over it. Raises ConfigError."""
+    layers = _Layers(name)
+    layers.lay({name: section.model_dump()}, name)
+    for override in overrides:
+        values = _parse_override(override)
+        if name in values:
+            layers.lay(values, f"override {override!r}")
+    return _validate(type(section), layers.values[name], (name,), layers)
 
 
 def resolved(config: RunConfig, choices: Choices) -> dict[str, Any]:
