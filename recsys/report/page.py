@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -29,6 +29,9 @@ from plotly.offline import get_plotlyjs
 from recsys.report.palette import ORIGIN_COLOURS, Style
 from recsys.report.table import Cell, CellLike, Table, as_cell
 from recsys.runs.run_dir import write_atomically
+
+if TYPE_CHECKING:  # only what prints a page needs it
+    from rich.console import Console
 
 _HERE = Path(__file__).parent
 
@@ -184,6 +187,29 @@ class Page:
 def meanings_of(table: Table) -> Terms:
     """Return the headings of a table with what they mean."""
     return Terms([(column.heading, column.meaning) for column in table.columns if column.meaning])
+
+
+def print_page(page: Page, console: "Console") -> None:
+    """Print what a terminal can show of a page: no plots, nothing that is folded away.
+
+    What stands above the first heading comes last: the last lines are those that are seen.
+    """
+    for section in sorted(page.sections, key=lambda section: not section.heading):
+        for block in section.blocks:
+            match block:
+                case Table():
+                    console.print(block)
+                case Lines(lines):
+                    _print_lines(console, lines)
+                case Notice(_, lines):
+                    _print_lines(console, lines, "bold")
+                case str():
+                    _print_lines(console, [block], "dim")
+
+
+def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True, style=style)
 
 
 def _plots_of(blocks: Sequence[Block]) -> Iterator[Plot]:
