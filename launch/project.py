@@ -19,6 +19,8 @@ import click
 
 from launch import cli
 
+_WIDTH = 140
+
 
 @cli.command(
     "project",
@@ -64,9 +66,10 @@ from launch import cli
 @cli.output_option("runs/projection", "Directory of projection.json and the page, projection.html.")
 def main(items: tuple[str, ...], as_json: bool, output: Path, **scenario: Any) -> None:
     """Print and write the projection; where it is interrupted nothing is written."""
-    from recsys.cost.projection_json import to_json
-    from recsys.cost.projection_page import write_projection_page
-    from recsys.cost.projection_report import build_report, build_scenario, print_report, validate
+    from recsys.cost.projection import Projection, build_scenario, validate
+    from recsys.cost.projection_report import build_page, to_json
+    from recsys.report.page import print_page
+    from recsys.report.terminal import open_console
     from recsys.runs.run_dir import write_atomically
 
     files, overrides = cli.split_items(items)
@@ -74,15 +77,15 @@ def main(items: tuple[str, ...], as_json: bool, output: Path, **scenario: Any) -
         raise cli.Mistake(f"{files[1]}: one crossover.json at a time")
     with cli.mistakes(ValueError, OSError):
         asked = build_scenario(**scenario, overrides=overrides)
-        report = build_report(asked, validate(Path(files[0])) if files else None)
+        projection = Projection.of(asked, validate(Path(files[0])) if files else None)
         output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_json(report), indent=2, default=float)
+    page, text = build_page(projection), json.dumps(to_json(projection), indent=2, default=float)
     write_atomically(output / "projection.json", text)
-    write_projection_page(report, output / "projection.html")
+    page.write(output / "projection.html")
     if as_json:
         print(text)
     else:
-        print_report(report)
+        print_page(page, open_console(_WIDTH))
     print(f"page: {output / 'projection.html'}, figures: {output / 'projection.json'}", file=sys.stderr)
 
 

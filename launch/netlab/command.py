@@ -21,33 +21,30 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from configs.load import ConfigError
 from configs.schema import Sharding
 from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
 from launch.netlab.emulated_network import describe_obstacle
 from launch.netlab.netlab_cells import Sweep, Task, build_tasks, measure_cell, read_cell, write_cell
-from recsys.cost.crossover_map import Cell, Link, describe_doubts, describe_outcome, links_of, read_cells
-from recsys.cost.crossover_page import write_crossover_page
-from recsys.report.numbers import MISSING, format_ratio, three_digits
+from recsys.cost.crossover import CrossoverFile, Link
+from recsys.cost.crossover_report import build_page
+from recsys.report.page import print_page
+from recsys.report.terminal import open_console
 from recsys.runs.run_dir import describe_environment, write_atomically
 
 EXIT_FAILED = 1
 VERSION = 1
 _RATES_MBIT, _DELAYS_US = (100.0, 1000.0, 10_000.0), (50.0, 1000.0)
-_NETWORKS = (Link(10_000, 50), Link(1000, 50), Link(1000, 1000), Link(100, 1000))
+_NETWORKS = ((10_000, 50), (1000, 50), (1000, 1000), (100, 1000))
 _OWN_KEYS = {
     "training.global_batch_size": "--batch",
     "embedding.compression": "--compression",
     "parallelism.sharding": "--sharding",
     "parallelism.world_size": "--hosts",
 }
-_WIDTH = 120
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -114,11 +111,11 @@ def build_sweep(asked: argparse.Namespace) -> Sweep:
 
 def _read_links(asked: argparse.Namespace) -> list[Link]:
     if asked.network is None and asked.rate_mbit is None and asked.delay_us is None:
-        return list(_NETWORKS)
+        return [Link(rate_mbit=rate, delay_us=delay) for rate, delay in _NETWORKS]
     if asked.network is None:
         rates = _read_rates(asked.rate_mbit) if asked.rate_mbit else _RATES_MBIT
         delays = _read_delays(asked.delay_us) if asked.delay_us else _DELAYS_US
-        return [Link(rate, delay) for rate, delay in itertools.product(rates, delays)]
+        return [Link(rate_mbit=rate, delay_us=delay) for rate, delay in itertools.product(rates, delays)]
     if asked.rate_mbit or asked.delay_us:
         raise ValueError(f"--network {asked.network}: pairs take the place of --rate-mbit and --delay-us")
     links = []
@@ -126,7 +123,8 @@ def _read_links(asked: argparse.Namespace) -> list[Link]:
         rate, colon, delay = pair.partition(":")
         if not colon:
             raise ValueError(f"--network {pair}: must look like RATE:DELAY, such as 1000:50")
-        links.append(Link(_read_rates(rate, "--network")[0], _read_delays(delay, "--network")[0]))
+        (rate_mbit,), (delay_us,) = _read_rates(rate, "--network"), _read_delays(delay, "--network")
+        links.append(Link(rate_mbit=rate_mbit, delay_us=delay_us))
     return links
 
 
@@ -223,40 +221,8 @@ def _write(measured: Sequence[dict[str, Any]], asked_cells: int, asked: argparse
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(document, indent=2, allow_nan=False))
-    cells = read_cells(document)
-    if not cells:
-        return
-    write_crossover_page(document, output / "crossover.html")
-    print_outcome(cells)
-    print(f"page: {output / 'crossover.html'}, figures: {output / 'crossover.json'}", file=sys.stderr)
-
-
-def print_outcome(cells: Sequence[Cell]) -> None:
-    console = Console(highlight=False, width=_WIDTH)
-    console.print("[bold]Step, ms, and × the best sharded setup[/]  [dim]★ fastest, ≈ the same within quartiles[/]")
-    for link in links_of(cells):
-        console.print(_link_table(link, [cell for cell in cells if cell.link == link]))
-    for line in [*describe_doubts(cells), *describe_outcome(cells)]:
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _link_table(link: Link, cells: Sequence[Cell]) -> Table:
-    """One network: a line a setup, a column a batch size."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(link.label)
-    for cell in cells:
-        found = f"{cell.found.rate_mbit:,.0f} Mbit/s, {cell.found.round_trip_us:,.0f} µs"
-        table.add_column(f"batch {cell.global_batch_size:,}\n[dim]{found}[/]", justify="right", no_wrap=True)
-    for label in dict.fromkeys(setup.label for cell in cells for setup in cell.setups):
-        table.add_row(escape(label), *(_step(cell, label) for cell in cells))
-    return table
-
-
-def _step(cell: Cell, label: str) -> str:
-    setup = next((setup for setup in cell.setups if setup.label == label), None)
-    if setup is None:
-        return MISSING
-    ratio, winners = cell.over_sharded(setup), cell.winners
-    mark = "★" if setup is cell.fastest else "≈" if setup in winners else " "
-    text = f"{three_digits(setup.median_ms)} [dim]{format_ratio(ratio.median) if ratio else ''}[/] {mark}"
-    return f"[bold]{text}[/]" if setup in winners else text
+    if measured:
+        page = build_page(CrossoverFile.model_validate(document))
+        page.write(output / "crossover.html")
+        print_page(page, open_console())
+        print(f"page: {output / 'crossover.html'}, figures: {output / 'crossover.json'}", file=sys.stderr)

@@ -15,13 +15,13 @@ from typing import Any
 from configs.load import dump_config, load_config
 from launch.netlab.emulated_network import Network, emulated_network, local_network
 from launch.netlab.network_ranks import run_ranks
-from recsys.cost.crossover_map import ROBE_SIDES, Link, Side
+from recsys.cost.crossover import ROBE_SIDES, Link, Side
 from recsys.runs.run_dir import write_atomically
 from recsys.train.registry import CHOICES
 
 ENTRY = (sys.executable, "-m", "launch.runners.measure_steps")
 VERSION = 1
-LOOPBACK = Link(None, None)
+LOOPBACK = Link(rate_mbit=None, delay_us=None)
 _TIMEOUT_S = 1800
 
 

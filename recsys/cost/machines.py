@@ -1,25 +1,31 @@
-"""Published machines and models, and what is assumed where nothing is published: data that `section.key=value` changes.
+"""Machines and models as published (`machines.toml`), and what is assumed where nothing is published.
 
-Every figure of a machine or a model has its source in `source`; what has none is in `Assumptions`, printed with every
-projection. 1 GB is 10^9 bytes, Gbit/s are of one direction.
+Every figure of a machine or a model has its source beside it; what has none is in `Assumptions`, printed with every
+projection. 1 GB is 10^9 bytes, Gbit/s are of one direction. `section.key=value` changes any of them.
 """
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, field_validator
 
 from configs.load import ConfigError
 from configs.schema import Section
-from recsys.cost.collective_cost import Cluster, Link
 from recsys.data.criteo_tsv import CARDINALITIES, DENSE_NAMES
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T")
 
 
-class Machine(Section):
+class Published(Section, allow_inf_nan=False):
+    """Finite figures, each with a meaning."""
+
+
+class Machine(Published):
     """Nodes of GPUs: joined by `inside` within a node, by `network` between nodes."""
 
     name: str
@@ -41,7 +47,7 @@ class Machine(Section):
     source: str
 
 
-class Assumptions(Section):
+class Assumptions(Published):
     """What no data sheet says. None of it has been measured on these machines by us."""
 
     memory_efficiency: float = Field(default=0.7, gt=0, le=1)
@@ -73,7 +79,7 @@ class Assumptions(Section):
     """US dollars a GPU-hour: AWS p5.48xlarge, $98.32 for 8 on demand, 2024."""
 
 
-class Model(Section):
+class Model(Published):
     """A DLRM. rows: of every table."""
 
     name: str
@@ -90,13 +96,23 @@ class Model(Section):
     here."""
     source: str
 
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _of_criteo(cls, rows: Any) -> Any:
+        """Take {most, times} for Criteo-TB's tables, capped and then multiplied."""
+        if not isinstance(rows, Mapping):
+            return tuple(rows) if isinstance(rows, list) else rows
+        capped = (min(count, rows.get("most", count)) for count in CARDINALITIES["criteo_tb"])
+        return tuple(rows.get("times", 1) * count for count in capped)
+
     @property
     def table_parameters(self) -> int:
+        """Return the numbers of all full tables."""
         return sum(self.rows) * self.embedding_dim
 
     @property
     def layer_sizes(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of every linear layer."""
+        """Return (inputs, outputs) of every linear layer."""
         vectors = len(self.rows) + 1
         interactions = self.embedding_dim + vectors * (vectors - 1) // 2
         bottom = [self.num_dense, *self.bottom_mlp, self.embedding_dim]
@@ -105,126 +121,42 @@ class Model(Section):
 
     @property
     def layer_parameters(self) -> int:
+        """Return the weights and biases of all layers."""
         return sum(inputs * outputs + outputs for inputs, outputs in self.layer_sizes)
 
     @property
     def forward_flops(self) -> float:
-        """Of one sample in layers and interaction."""
+        """Return the operations of one sample in layers and interaction."""
         vectors = len(self.rows) + 1
         return 2 * sum(i * o for i, o in self.layer_sizes) + 2 * vectors**2 * self.embedding_dim
 
     @property
     def activations(self) -> int:
-        """Numbers of one sample that layers and interaction pass on."""
+        """Return how many numbers layers and interaction pass on for one sample."""
         return sum(outputs for _, outputs in self.layer_sizes) + (len(self.rows) + 1) * self.embedding_dim
 
     def epochs(self, compression: float) -> float | None:
-        """Published epochs to the target; None: not published."""
+        """Return the published epochs to the target, None where none are published."""
         return dict(self.epochs_to_target).get(compression)
 
 
-MACHINES = {
-    "a100": Machine(
-        name="A100 80 GB",
-        memory_gb=80, memory_gb_per_s=2039, cache_mb=40, peak_tflops=156, inside_gb_per_s=300, network_gbit=200,
-        node_power_w=6500,
-        source="NVIDIA A100 data sheet (SXM, TF32, NVLink 600 GB/s both ways); DGX A100: 8 × 200 Gbit/s, 6.5 kW",
-    ),
-    "h100": Machine(
-        name="H100 80 GB",
-        memory_gb=80, memory_gb_per_s=3350, cache_mb=50, peak_tflops=494, inside_gb_per_s=450, network_gbit=400,
-        node_power_w=10_200,
-        source="NVIDIA H100 data sheet (SXM, TF32 without sparsity, NVLink 900 GB/s both ways); DGX H100: 8 × 400 "
-        "Gbit/s, 10.2 kW",
-    ),
-}  # fmt: skip
-
-P4D = Machine(
-    name="A100 40 GB, AWS p4d",
-    memory_gb=40, memory_gb_per_s=1555, cache_mb=40, peak_tflops=156, inside_gb_per_s=300, network_gbit=50,
-    node_power_w=6500,
-    source="NVIDIA A100 data sheet (40 GB SXM); AWS p4d.24xlarge: 400 Gbit/s a node of 8",
-)  # fmt: skip
-"""What TorchRec's published steps ran on."""
-
-_CAPPED = tuple(min(rows, 40_000_000) for rows in CARDINALITIES["criteo_tb"])
-_SCALED = "Criteo-TB's DLRM with {times} times the rows in every table, layers and ids unchanged: {what}"
-
-MODELS = {
-    "criteo_tb": Model(
-        name="Criteo-TB, 97 GiB",
-        rows=_CAPPED,
-        epochs_to_target=((1, 1.00), (100, 1.94), (1000, 1.90), (10_000, 4.55)),
-        source="MLPerf DLRM: 26 tables capped at 40 M rows, d = 128; epochs to AUC 0.8025 at batch 2,048 with SGD: "
-        "PSS paper, Table 4",
-    ),
-    "1tb": Model(
-        name="scaled to 1 TB",
-        rows=tuple(10 * rows for rows in _CAPPED),
-        source=_SCALED.format(times=10, what="1.05 TB; no quality is published"),
-    ),
-    "50tb": Model(
-        name="scaled to 50 TB",
-        rows=tuple(478 * rows for rows in _CAPPED),
-        source=_SCALED.format(
-            times=478, what="50 TB, the size that the PSS paper quotes of Mudigere et al. 2021; no quality is published"
-        ),
-    ),
-}
+class _Catalogue(Section):
+    machines: dict[str, Machine]
+    models: dict[str, Model]
 
 
-def build_cluster(machine: Machine, assumed: Assumptions, gpus: int, network_gbit: float) -> Cluster:
-    """network_gbit: of one GPU. Raises ValueError where the GPUs do not fill their nodes."""
-    inside = 1e9 * machine.inside_gb_per_s * assumed.link_efficiency
-    between = 1e9 / 8 * network_gbit * assumed.link_efficiency
-    return Cluster(
-        gpus,
-        machine.gpus_per_node,
-        Link(1e-6 * assumed.inside_latency_us, 1 / inside),
-        Link(1e-6 * assumed.network_latency_us, 1 / between),
-    )
+def read_data(kind: type[S], name: str) -> S:
+    """Return a data file of this folder as a checked model."""
+    # Through JSON: strict there still takes an array for a tuple, which TOML cannot write otherwise.
+    return kind.model_validate_json(json.dumps(tomllib.loads(Path(__file__).with_name(name).read_text())))
 
 
-def find(kind: str, known: Mapping[str, Any], name: str) -> Any:
-    """Raises ConfigError naming what is known."""
+_CATALOGUE = read_data(_Catalogue, "machines.toml")
+MACHINES, MODELS = _CATALOGUE.machines, _CATALOGUE.models
+
+
+def choose(option: str, known: Mapping[str, T], name: str) -> T:
+    """Return what is known by that name. Raises ConfigError that lists all names."""
     if name not in known:
-        raise ConfigError(f"{kind} {name}: unknown; known: {', '.join(known)}")
+        raise ConfigError(f"{option} {name}: unknown; known: {', '.join(known)}")
     return known[name]
-
-
-def override(section: S, prefix: str, overrides: Sequence[str]) -> S:
-    """The section with every `prefix.key=value` among the overrides. Raises ConfigError naming key and value."""
-    fields = type(section).model_fields
-    values = section.model_dump()
-    for text in overrides:
-        where, _, value = text.partition("=")
-        key = where.strip().removeprefix(f"{prefix}.")
-        if not where.strip().startswith(f"{prefix}."):
-            continue
-        if key not in fields:
-            raise ConfigError(f"{text}: unknown key; known: {', '.join(f'{prefix}.{name}' for name in fields)}")
-        values[key] = _parse(text, value, values[key])
-    try:
-        return type(section).model_validate(values)
-    except ValidationError as error:
-        found = error.errors()[0]
-        key = ".".join(str(part) for part in found["loc"])
-        raise ConfigError(f"{prefix}.{key}={found['input']}: {found['msg']}") from None
-
-
-def _parse(text: str, value: str, current: Any) -> Any:
-    if isinstance(current, str):
-        return value
-    if isinstance(current, tuple):
-        raise ConfigError(f"{text}: only numbers and text can be set here")
-    try:
-        number = float(value)
-    except ValueError:
-        raise ConfigError(f"{text}: {value!r} is not a number") from None
-    if not math.isfinite(number):
-        raise ConfigError(f"{text}: must be finite")
-    if isinstance(current, int):
-        if number != int(number):
-            raise ConfigError(f"{text}: must be a whole number")
-        return int(number)
-    return number

@@ -1,247 +1,211 @@
-"""Plots of a projection: steps over GPUs and batch sizes, where time goes, totals, predictions beside what was found.
+"""Plots of a projection: steps over GPUs and batch sizes, where time goes, totals, predictions beside measurements.
 
 A ROBE compression has one colour and symbol in all of them, sharded tables are grey circles; in the plots of
 predictions colours tell the origin of a figure instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recsys.cost.cost_fit import FOLDS, Prediction
-from recsys.cost.projection import FULL, Point, Projector, batch_grid, name_setup
-from recsys.cost.projection_table import ProjectionReport, describe_place, models_of
+from recsys.cost.fit import FOLDS, Prediction
+from recsys.cost.projection import FULL, ONE_GPU, Point, Projection, name_setup
 from recsys.report.escape import escape_plotly
 from recsys.report.numbers import three_digits
-from recsys.report.page import Figure
-from recsys.report.palette import BASELINE_COLOUR
+from recsys.report.page import Figure, Plot
+from recsys.report.palette import BASELINE, BASELINE_COLOUR, COLOURS, ORIGIN_COLOURS, SYMBOLS, choose_style
 from recsys.report.plots import axis, figure, rounded
 
-ORIGIN_COLOURS = {"measured": "#009e73", "emulated": "#e69f00", "published": "#7a7f87", "projected": "#0072b2"}
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "pentagon")
+_STEP_AXIS = axis("projected step, ms (log)", type="log", dtick="D2")
+_HEIGHT = 480
+Choice = tuple[str, ...]
 
 
-def build_plots(report: ProjectionReport) -> list[dict[str, Any]]:
-    """id, title, caption, what the figures are, and figures by the name of the choice that shows them."""
+def build_plots(projection: Projection) -> list[Plot]:
+    """Return the plots that have something to show."""
+    choices, projected, validation = _choices(projection), ("projected",), projection.validation
     plots = [
-        ("gpus", "A step over the number of GPUs", "projected",
-         "Circles: sharded tables, where they fit. The level of a ROBE setup at one GPU is drawn through.",
-         steps_over_gpus(report)),
-        ("parts", "Where the time of a step goes", "projected",
-         "Computing below, communication that nothing hides above. What does not fit is missing.",
-         parts_of_steps(report)),
-        ("batch", "A step over the global batch size", "projected",
-         "Where lines cross, the other side becomes faster. Solid: on all GPUs; dotted: ROBE on one GPU.",
-         steps_over_batch(report)),
-        ("totals", "Hours and dollars to the target", "projected",
-         "Epochs as published times the projected step; nothing where no epochs are published. Up and right is worse.",
-         totals_figures(report)),
-        ("published", "Published steps, and the model's", "published and projected",
-         "On the line the model would be right; below it, it promises a faster step than was published.",
-         {"": published_figure(report)}),
+        _plot("held_out", "Steps on this machine, predicted and measured",
+              "Every mark is a step that the fit had not seen. On the line it is right; thin lines: ± 15 %.",
+              ("measured", "emulated"),
+              {f"left out by {fold}": _predictions(validation.of_fold(fold)) for fold in FOLDS} if validation else {}),
+        _plot("gpus", "A step over the number of GPUs",
+              "Circles: sharded tables, where they fit. The level of a ROBE setup at one GPU is drawn through.",
+              projected, {names: _over_gpus(projection, points) for names, points in choices.items()}),
+        _plot("parts", "Where the time of a step goes",
+              "Computing below, communication that nothing hides above. What does not fit is missing.",
+              projected, {names: _parts(points) for names, points in choices.items()}),
+        _plot("batch", "A step over the global batch size",
+              "Where lines cross, the other side becomes faster. Solid: on all GPUs; dotted: ROBE on one GPU.",
+              projected, _over_batch(projection)),
+        _plot("totals", "Hours and dollars to the target",
+              "Published epochs times the projected step; nothing where none are published. Up and right is worse.",
+              projected, {names: _totals(projection, points) for names, points in choices.items()}),
+        _plot("published", "Published steps, and the model's",
+              "On the line the model would be right; below it, it promises a faster step than was published.",
+              ("published", "projected"), {"": _published(projection)}),
     ]  # fmt: skip
-    if report.validation and report.validation.predictions:
-        caption = (
-            "Every mark is a step that the fit had not seen. On the line the prediction is right; thin lines: ± 15 %."
-        )
-        title = "Steps on this machine, predicted and found"
-        plots.insert(0, ("held_out", title, "measured and emulated", caption, held_out_figures(report)))
-    return [
-        {"id": name, "title": title, "origin": origin, "caption": caption, "figures": figures}
-        for name, title, origin, caption, figures in plots
-        if any(drawn["data"] for drawn in figures.values())
-    ]
+    return [plot for plot in plots if plot.figures]
 
 
-def _style(report: ProjectionReport, compression: float) -> tuple[str, str]:
-    if compression == FULL:
-        return BASELINE_COLOUR, "circle"
-    i = list(report.scenario.compressions).index(compression)
-    return _COLOURS[i % len(_COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]
+def _plot(name: str, title: str, caption: str, tags: Sequence[str], figures: Mapping[Any, Figure]) -> Plot:
+    shown = {names: drawn for names, drawn in figures.items() if drawn["data"]}
+    return Plot(name, title, caption, shown, _HEIGHT, is_wide=True, tags=tags)
+
+
+def _choices(projection: Projection) -> dict[Choice, list[Point]]:
+    """Return the points of every model, batch size and network; a single node belongs to every network."""
+    choices: dict[Choice, list[Point]] = {}
+    for point in projection.points:
+        for network in projection.scenario.networks:
+            if point.cost and point.place.network_gbit in (None, network):
+                names = (point.model.name, f"batch {point.global_batch_size:,}", f"{network:g} Gbit/s a GPU")
+                choices.setdefault(names, []).append(point)
+    return choices
 
 
 def _line(
-    report: ProjectionReport, compression: float, name: str, x: Sequence[float], y: Sequence[float], **more: Any
+    projection: Projection, compression: float, name: str, x: Sequence, y: Sequence[float], **more: Any
 ) -> Figure:
-    colour, symbol = _style(report, compression)
+    compressions = list(projection.scenario.compressions)
+    style = BASELINE if compression == FULL else choose_style(compressions.index(compression))
+    symbol = "circle" if compression == FULL else SYMBOLS[1 + compressions.index(compression) % (len(SYMBOLS) - 1)]
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": escape_plotly(name),
         "x": [rounded(value) for value in x],
         "y": [rounded(value) for value in y],
-        "line": {"color": colour, "width": 2, **more.pop("line", {})},
-        "marker": {"color": colour, "symbol": symbol, "size": 8},
+        "line": {"color": style.colour, "width": 2, "dash": more.pop("dash", "solid")},
+        "marker": {"color": style.colour, "symbol": symbol, "size": 8},
         **more,
     }
 
 
-def _choices(report: ProjectionReport) -> list[tuple[str, list[Point]]]:
-    """(name, points) of every model, batch size and network; a single node belongs to every network."""
-    found = []
-    for model in models_of(report.points):
-        for batch_size in report.scenario.batch_sizes:
-            for network in report.scenario.networks:
-                points = [
-                    p
-                    for p in report.points
-                    if p.model is model and p.global_batch_size == batch_size and p.network_gbit in (None, network)
-                ]
-                if any(p.cost for p in points):
-                    found.append((f"{model.name}, batch {batch_size:,}, {network:g} Gbit/s a GPU", points))
-    return found
-
-
-def steps_over_gpus(report: ProjectionReport) -> dict[str, Figure]:
-    figures = {}
-    for name, points in _choices(report):
-        data = []
-        for compression in (FULL, *report.scenario.compressions):
-            found = [p for p in points if p.compression == compression and p.cost and p.gpus > 1]
-            costs = [p.cost for p in found if p.cost]
-            label = name_setup(compression, 2)
-            hover = [f"{three_digits(c.computing_ms)} + {three_digits(c.exposed_comm_ms)} ms" for c in costs]
-            gpus = [p.gpus for p in found]
-            data.append(_line(report, compression, label, gpus, [c.step_ms for c in costs], customdata=hover,
-                              hovertemplate="%{y:.3g} ms = %{customdata} on %{x} GPUs"))  # fmt: skip
-        most = max(report.scenario.gpus)
-        for point in points:
-            if point.gpus == 1 and point.cost:
-                y = [point.cost.step_ms] * 2
-                data.append(_line(report, point.compression, point.setup, [1, most], y, line={"dash": "dot"}))
-        x = axis("GPUs (log)", type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
-        figures[name] = figure([t for t in data if t["x"]], x, axis("projected step, ms (log)", type="log", dtick="D2"))
-    return figures
-
-
-def parts_of_steps(report: ProjectionReport) -> dict[str, Figure]:
-    """Stacked bars: one a setup, groups by place."""
-    figures = {}
-    for name, points in _choices(report):
-        found = [p for p in points if p.cost]
-        labels = [[describe_place(p.gpus, None) for p in found], [_short(p) for p in found]]
-        parts = list(dict.fromkeys(part for p in found if p.cost for part in (*p.cost.compute_ms, *p.cost.comm_ms)))
-        data = []
-        for i, part in enumerate(parts):
-            y = [rounded({**p.cost.compute_ms, **p.cost.comm_ms}.get(part, 0.0)) for p in found if p.cost]
-            is_comm = any(p.cost and part in p.cost.comm_ms for p in found)
-            pattern = {"pattern": {"shape": "/", "size": 6}} if is_comm else {}
-            colour = (BASELINE_COLOUR, *_COLOURS, "#8c6bb1")[i % 8]
+def _over_gpus(projection: Projection, points: Sequence[Point]) -> Figure:
+    data, most = [], max(projection.scenario.gpus)
+    for compression in (FULL, *projection.scenario.compressions):
+        costs = [
+            (p.place.gpus, p.cost) for p in points if p.compression == compression and p.cost and p.place != ONE_GPU
+        ]
+        if costs:
+            hover = [f"{three_digits(c.computing_ms)} + {three_digits(c.exposed_comm_ms)} ms" for _, c in costs]
             data.append(
-                {"type": "bar", "name": f"{part}{' (communication)' * is_comm}", "x": labels, "y": y}
-                | {"marker": {"color": colour, **pattern}, "hovertemplate": f"{part}: %{{y:.3g}} ms"}
-            )
-        x = axis("", tickfont={"size": 10})
-        figures[name] = figure(data, x, axis("projected step, ms"), barmode="stack", bargap=0.25)
-    return figures
-
-
-def _short(point: Point) -> str:
-    return "sharded" if point.compression == FULL else f"{point.compression:,.0f}×"
-
-
-def steps_over_batch(report: ProjectionReport) -> dict[str, Figure]:
-    """For every model and place: both sides over batch_grid(), the tables placed as for the first batch size."""
-    projector = Projector(report.scenario)
-    figures = {}
-    for model in report.scenario.models:
-        for gpus, network in projector.places():
-            if any(p.refusal and p.compression == FULL for p in report.points
-                   if (p.model, p.gpus, p.network_gbit) == (model, gpus, network)):  # fmt: skip
-                continue
-            lines = [(FULL, gpus), *((c, owner) for c in report.scenario.compressions for owner in (gpus, 1))]
-            data = []
-            for compression, owner in lines:
-                step = projector.step_over_batch(model, compression, gpus, network, owner)
-                found = [(size, ms) for size in batch_grid() if size >= gpus and (ms := step(size)) is not None]
-                sizes, times = [size for size, _ in found], [ms for _, ms in found]
-                name, dash = name_setup(compression, owner), {"dash": "solid" if owner > 1 else "dot"}
-                hover = "%{y:.3g} ms at %{x}"
-                data.append(
-                    _line(report, compression, name, sizes, times, mode="lines", hovertemplate=hover, line=dash)
-                )
-            x = axis("global batch size (log)", type="log", dtick="D2")
-            title = f"{model.name}, {describe_place(gpus, network)}"
-            figures[title] = figure(
-                [t for t in data if t["x"]], x, axis("projected step, ms (log)", type="log", dtick="D2")
-            )
-    return figures
-
-
-def totals_figures(report: ProjectionReport) -> dict[str, Figure]:
-    figures = {}
-    for name, points in _choices(report):
-        data = []
-        for compression in (FULL, *report.scenario.compressions):
-            found = [(p, p.totals) for p in points if p.compression == compression and p.totals]
-            hover = [
-                f"{describe_place(p.gpus, p.network_gbit)}: {t.kwh:.3g} kWh, {t.epochs:g} epochs" for p, t in found
-            ]
-            label = "sharded" if compression == FULL else f"ROBE {compression:,.0f}×"
-            gpus = [str(p.gpus) for p, _ in found]
-            hours, dollars = [t.hours for _, t in found], [t.dollars for _, t in found]
-            data.append(
-                _line(report, compression, label, hours, dollars, customdata=hover, text=gpus,
-                      mode="lines+markers+text", textposition="top center",
-                      hovertemplate="%{customdata}<br>%{x:.3g} h, $%{y:.3g}")
+                _line(projection, compression, name_setup(compression, 2), [gpus for gpus, _ in costs],
+                      [cost.step_ms for _, cost in costs], customdata=hover,
+                      hovertemplate="%{y:.3g} ms = %{customdata} on %{x} GPUs")
             )  # fmt: skip
-        x = axis("projected hours to the target (log)", type="log", dtick="D2")
-        y = axis("projected US $ (log); marks: GPUs", type="log", dtick="D2")
-        figures[name] = figure([t for t in data if t["x"]], x, y)
+    for point in points:
+        if point.place == ONE_GPU and point.cost:
+            y = [point.cost.step_ms] * 2
+            data.append(_line(projection, point.compression, point.setup, [1, most], y, dash="dot"))
+    ticks = [2**i for i in range(13)]
+    return figure(data, axis("GPUs (log)", type="log", tickvals=ticks), _STEP_AXIS)
+
+
+def _parts(points: Sequence[Point]) -> Figure:
+    """Return stacked bars: one a setup, groups by place."""
+    costs = [(point, point.cost) for point in points if point.cost]
+    places = [f"{p.place.gpus:,} GPU{'s' * (p.place.gpus > 1)}" for p, _ in costs]
+    labels = [places, ["sharded" if p.compression == FULL else f"{p.compression:,.0f}×" for p, _ in costs]]
+    kinds = {name: False for _, cost in costs for name in cost.compute_ms}
+    kinds |= {name: True for _, cost in costs for name in cost.comm_ms}
+    colours = (BASELINE_COLOUR, *COLOURS)
+    data = [
+        {
+            "type": "bar",
+            "name": f"{part}{' (communication)' * is_comm}",
+            "x": labels,
+            "y": [rounded({**cost.compute_ms, **cost.comm_ms}.get(part, 0.0)) for _, cost in costs],
+            "marker": {"color": colours[i % len(colours)], "pattern": {"shape": "/" if is_comm else "", "size": 6}},
+            "hovertemplate": f"{part}: %{{y:.3g}} ms",
+        }
+        for i, (part, is_comm) in enumerate(kinds.items())
+    ]
+    return figure(data, axis("", tickfont={"size": 10}), axis("projected step, ms"), barmode="stack", bargap=0.25)
+
+
+def _over_batch(projection: Projection) -> dict[Choice, Figure]:
+    """Return for every model and place both sides over the batch size, where sharded tables fit."""
+    scenario, figures = projection.scenario, {}
+    for model in scenario.models:
+        for place in scenario.places():
+            if not (sharded := scenario.steps_over_batch(model, FULL, place)):
+                continue
+            lines = [(FULL, place, sharded)]
+            for compression in scenario.compressions:
+                lines += [(compression, p, scenario.steps_over_batch(model, compression, p)) for p in (place, ONE_GPU)]
+            data = [
+                _line(projection, compression, name_setup(compression, where.gpus), list(steps), list(steps.values()),
+                      mode="lines", hovertemplate="%{y:.3g} ms at %{x}", dash="dot" if where == ONE_GPU else "solid")
+                for compression, where, steps in lines if steps
+            ]  # fmt: skip
+            x = axis("global batch size (log)", type="log", dtick="D2")
+            figures[model.name, str(place)] = figure(data, x, _STEP_AXIS)
     return figures
 
 
-def published_figure(report: ProjectionReport) -> Figure:
+def _totals(projection: Projection, points: Sequence[Point]) -> Figure:
     data = []
-    for i, source in enumerate(dict.fromkeys(c.source for c in report.checks if c.unit == "ms")):
-        found = [c for c in report.checks if c.source == source and c.unit == "ms"]
-        data.append(
-            {"type": "scatter", "mode": "markers", "name": escape_plotly(source)}
-            | {"x": [rounded(c.published) for c in found], "y": [rounded(c.projected) for c in found]}
-            | {"marker": {"color": ORIGIN_COLOURS["projected"], "symbol": _SYMBOLS[i], "size": 11}}
-            | {"customdata": [escape_plotly(c.label) for c in found]}
-            | {"hovertemplate": "%{customdata}<br>published %{x:.3g} ms, projected %{y:.3g}"}
-        )
-    values = [value for trace in data for value in (*trace["x"], *trace["y"])]
-    data += _diagonal(values, {"equal": 1.0})
-    x = axis("published step, ms (log)", type="log", dtick="D2")
-    return figure(data, x, axis("projected step, ms (log)", type="log", dtick="D2"))
+    for compression in (FULL, *projection.scenario.compressions):
+        reached = [(p.place, p.totals) for p in points if p.compression == compression and p.totals]
+        if reached:
+            label = "sharded" if compression == FULL else f"ROBE {compression:,.0f}×"
+            data.append(
+                _line(projection, compression, label, [t.hours for _, t in reached], [t.dollars for _, t in reached],
+                      customdata=[f"{place}: {t.kwh:.3g} kWh, {t.epochs:g} epochs" for place, t in reached],
+                      text=[str(place.gpus) for place, _ in reached], mode="lines+markers+text",
+                      textposition="top center", hovertemplate="%{customdata}<br>%{x:.3g} h, $%{y:.3g}")
+            )  # fmt: skip
+    x = axis("projected hours to the target (log)", type="log", dtick="D2")
+    return figure(data, x, axis("projected US $ (log); marks: GPUs", type="log", dtick="D2"))
 
 
-def held_out_figures(report: ProjectionReport) -> dict[str, Figure]:
-    """For each way of leaving out: predicted over found, by kind of setup and origin."""
-    assert report.validation is not None
+def _marks(
+    name: str, colour: str, symbol: str, x: Sequence[float], y: Sequence[float], labels: Sequence[str]
+) -> Figure:
     return {
-        f"left out by {fold}": _held_out(found) for fold in FOLDS if (found := report.validation.of_fold(fold))
-    }  # fmt: skip
+        "type": "scatter",
+        "mode": "markers",
+        "name": escape_plotly(name),
+        "x": [rounded(value) for value in x],
+        "y": [rounded(value) for value in y],
+        "marker": {"color": colour, "symbol": symbol, "size": 9},
+        "customdata": [escape_plotly(label) for label in labels],
+        "hovertemplate": "%{customdata}<br>%{x:.3g} ms, the model's %{y:.3g}",
+    }
 
 
-def _held_out(predictions: Sequence[Prediction]) -> Figure:
+def _published(projection: Projection) -> Figure:
+    checks = [check for check in projection.checks if check.unit == "ms"]
     data = []
-    groups = dict.fromkeys((p.step.kind, p.step.is_emulated) for p in predictions)
-    kinds = list(dict.fromkeys(kind for kind, _ in groups))
-    for kind, is_emulated in groups:
-        found = [p for p in predictions if (p.step.kind, p.step.is_emulated) == (kind, is_emulated)]
-        origin = found[0].step.origin
-        data.append(
-            {"type": "scatter", "mode": "markers", "name": f"{kind.replace('_', '-')}, {origin}"}
-            | {"x": [rounded(p.step.step_ms) for p in found], "y": [rounded(p.predicted_ms) for p in found]}
-            | {"marker": {"color": ORIGIN_COLOURS[origin], "symbol": _SYMBOLS[kinds.index(kind)], "size": 8}}
-            | {"customdata": [_describe_prediction(p) for p in found]}
-            | {"hovertemplate": "%{customdata}<br>found %{x:.3g} ms, predicted %{y:.3g}"}
-        )  # fmt: skip
+    for i, source in enumerate(dict.fromkeys(check.source for check in checks)):
+        of_source = [check for check in checks if check.source == source]
+        x, y = [check.published for check in of_source], [check.projected for check in of_source]
+        labels = [check.label for check in of_source]
+        data.append(_marks(source, ORIGIN_COLOURS["projected"], SYMBOLS[i], x, y, labels))
+    x = axis("published step, ms (log)", type="log", dtick="D2")
+    return figure([*data, *_diagonals(data, {"equal": 1.0})], x, _STEP_AXIS)
+
+
+def _predictions(predictions: Sequence[Prediction]) -> Figure:
+    """Return predicted over measured, by kind of setup and origin."""
+    kinds = list(dict.fromkeys(p.step.kind for p in predictions))
+    data = []
+    for kind, origin in dict.fromkeys((p.step.kind, p.step.origin) for p in predictions):
+        found = [p for p in predictions if (p.step.kind, p.step.origin) == (kind, origin)]
+        labels = [f"{p.step.label}, {p.step.where}, batch {p.step.global_batch_size:,}: {p.error:+.0%}" for p in found]
+        name, symbol = f"{kind.replace('_', '-')}, {origin}", SYMBOLS[kinds.index(kind)]
+        x, y = [p.step.step_ms for p in found], [p.predicted_ms for p in found]
+        data.append(_marks(name, ORIGIN_COLOURS[origin], symbol, x, y, labels))
+    diagonals = _diagonals(data, {"equal": 1.0, "+ 15 %": 1.15, "− 15 %": 0.85})
+    x = axis("step measured, ms (log)", type="log", dtick="D2")
+    return figure([*data, *diagonals], x, axis("step predicted, ms (log)", type="log", dtick="D2"))
+
+
+def _diagonals(data: Sequence[Figure], factors: Mapping[str, float]) -> list[Figure]:
     values = [value for trace in data for value in (*trace["x"], *trace["y"])]
-    data += _diagonal(values, {"equal": 1.0, "+ 15 %": 1.15, "− 15 %": 0.85})
-    x = axis("step found, ms (log)", type="log", dtick="D2")
-    return figure(data, x, axis("step predicted, ms (log)", type="log", dtick="D2"))
-
-
-def _describe_prediction(prediction: Prediction) -> str:
-    step = prediction.step
-    return f"{escape_plotly(step.label)}, {step.where}, batch {step.global_batch_size:,}: {prediction.error:+.0%}"
-
-
-def _diagonal(values: Sequence[float], factors: dict[str, float]) -> list[Figure]:
+    if not values:
+        return []
     ends = [min(values), max(values)]
     return [
         {"type": "scatter", "mode": "lines", "name": name, "x": ends, "y": [factor * end for end in ends]}

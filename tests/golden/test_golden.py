@@ -28,7 +28,6 @@ import pytest
 from rich.console import Console
 
 from launch import bench_methods, compare, compress, figure2, project, study
-from launch.netlab.command import print_outcome as print_crossover
 from launch.runners import compress_runs, figure2_runs
 from launch.runners.trial import Outcome
 from launch.validate_timing import print_proofs
@@ -37,9 +36,11 @@ from recsys.bench import kernel_run
 from recsys.bench.kernel_bench import to_json as kernels_to_json
 from recsys.bench.kernel_report import build_size_tables
 from recsys.bench.timing_proofs import Proof
-from recsys.cost import projection_report
-from recsys.cost.crossover_map import read_cells
+from recsys.cost import crossover_report, projection
+from recsys.cost.crossover import load_crossover
 from recsys.cost.published_steps import Check
+from recsys.report.page import print_page
+from recsys.report.terminal import open_console
 from recsys.runs.run_dir import RunDir
 from tests.recsys.bench.kernel_bars import read_report
 
@@ -132,14 +133,14 @@ def print_stored_kernels(grid: str) -> None:
 
 
 def print_stored_crossover(name: str) -> None:
-    print_crossover(read_cells(json.loads(Path(name).read_text())))
+    print_page(crossover_report.build_page(load_crossover(Path(name))), open_console())
 
 
 def project_stored(words: str) -> None:
     """The published steps are not computed again: TorchRec's planner takes a quarter of a minute over them."""
     checks = [Check(**check) for check in json.loads(Path("project/checks.json").read_text())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projection_report, "check_published", lambda _: checks)
+        patch.setattr(projection, "check_published", lambda _: checks)
         project.main([*words.split(), "--model", "criteo_tb", "--output", "out"])
 
 

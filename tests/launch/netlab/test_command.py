@@ -17,7 +17,7 @@ from launch.netlab import netlab_cells
 from launch.netlab.command import EXIT_FAILED, build_sweep, main, parse_arguments
 from launch.netlab.emulated_network import describe_obstacle
 from launch.netlab.netlab_cells import LOOPBACK, Sweep, build_tasks, measure_cell, read_cell, write_cell
-from recsys.cost.crossover_map import Link
+from recsys.cost.crossover import Link
 
 ROOT = Path(__file__).parents[3]
 SMALL = ["--network", "500:100", "--batch", "64", "--compression", "100", "--rounds", "2", "--steps", "2"]
@@ -41,7 +41,9 @@ if os.environ.get("HANG") == os.environ["GLOO_SOCKET_IFNAME"]:
     time.sleep(60)
 if os.environ["RANK"] == "0":
     step = lambda ms: {"median": ms, "p25": ms * 0.9, "p75": ms * 1.1, "n": 4}
-    found = [setup | {"step_ms": step(len(setup["label"]))} for setup in setups]
+    sizes = {"num_tables": 26, "embedding_dim": 8, "embedding_parameters": 1000, "dense_parameters": 100}
+    sizes |= {"placement": "replicate", "sharding": None, "world_size": 2, "global_batch_size": 64}
+    found = [setup | sizes | {"step_ms": step(len(setup["label"]))} for setup in setups]
     json.dump({"version": 1, "environment": {}, "setups": found}, open(output, "w"))
 """
 
@@ -59,6 +61,10 @@ def stand_in(monkeypatch, tmp_path):
     return lambda: log.read_text().splitlines()
 
 
+def link(rate_mbit, delay_us):
+    return Link(rate_mbit=rate_mbit, delay_us=delay_us)
+
+
 def sweep(*arguments):
     return build_sweep(parse_arguments(arguments))
 
@@ -70,10 +76,10 @@ def run(*arguments):
 
 
 def test_networks_are_pairs_or_every_rate_with_every_delay():
-    assert sweep().links == [Link(10_000, 50), Link(1000, 50), Link(1000, 1000), Link(100, 1000)]
-    assert sweep("--rate-mbit", "100,1000", "--delay-us", "50").links == [Link(100, 50), Link(1000, 50)]
+    assert sweep().links == [link(10_000, 50), link(1000, 50), link(1000, 1000), link(100, 1000)]
+    assert sweep("--rate-mbit", "100,1000", "--delay-us", "50").links == [link(100, 50), link(1000, 50)]
     assert len(sweep("--delay-us", "0,50,50").links) == 3 * 2
-    assert sweep("--network", "25:20000,1000:0").links == [Link(25, 20_000), Link(1000, 0)]
+    assert sweep("--network", "25:20000,1000:0").links == [link(25, 20_000), link(1000, 0)]
 
 
 def test_every_setup_is_asked_for_what_is_compared(monkeypatch):

@@ -1,4 +1,4 @@
-"""Steps made from known constants: the fit finds them again, bears noise and disturbed cells, and predicts what it has
+"""Steps made from known constants: the fit finds them again, bears noise and disturbed trials, and predicts what it has
 not seen."""
 
 import copy
@@ -9,16 +9,25 @@ import numpy as np
 import pytest
 
 from configs.load import ConfigError
-from recsys.cost import cost_fit
-from recsys.cost.cost_fit import FOLDS, CostFit, describe_errors, predict_held_out, ratio_errors
-from recsys.cost.measured_steps import count_bytes, read_steps, worst_byte_error
-from tests.recsys.cost.made_crossover import ARRAY, COMPUTING, FIXED, TRIPS, WIRE, made_document
+from recsys.cost import fit as module
+from recsys.cost.crossover import Arm
+from recsys.cost.fit import (
+    FOLDS,
+    CostFit,
+    count_bytes,
+    describe_errors,
+    predict_held_out,
+    ratio_errors,
+    read_steps,
+    worst_byte_error,
+)
+from tests.recsys.cost.made_crossover import ARRAY, COMPUTING, FIXED, TRIPS, WIRE, make_arm, make_document
 
 
 def disturbed(document: dict, factor) -> dict:
     document = copy.deepcopy(document)
-    for index, cell in enumerate(document["cells"]):
-        for setup in cell["setups"]:
+    for index, trial in enumerate(document["cells"]):
+        for setup in trial["setups"]:
             scale = factor(index)
             setup["step_ms"] = {key: ms * scale for key, ms in setup["step_ms"].items()}
     return document
@@ -50,7 +59,7 @@ def expected() -> dict[str, float]:
 
 
 def test_constants_put_in_come_out(read):
-    steps = read(made_document())
+    steps = read(make_document())
     assert len(steps) == 3 * 3 + 5 * 3 * 5
     assert constants(CostFit(steps)) == pytest.approx(expected(), rel=1e-6)
     for fold in FOLDS:
@@ -59,8 +68,8 @@ def test_constants_put_in_come_out(read):
 
 def test_what_is_left_out_is_not_seen(read):
     """A network twice as slow as the others say is predicted as they say."""
-    document = made_document()
-    slow = [i for i, c in enumerate(document["cells"]) if c["network"] and c["network"]["rate_mbit"] == 100]
+    document = make_document()
+    slow = [i for i, t in enumerate(document["cells"]) if t["network"] and t["network"]["rate_mbit"] == 100]
     found = predict_held_out(read(disturbed(document, lambda i: 2.0 if i in slow else 1.0)), "network")
     errors = {p.step.network: [] for p in found}
     for p in found:
@@ -78,18 +87,18 @@ def test_a_fold_is_fitted_without_what_it_predicts(read, monkeypatch):
             fitted.append({(step.network, step.global_batch_size) for step in steps})
             super().__init__(steps)
 
-    monkeypatch.setattr(cost_fit, "CostFit", Recorded)
-    steps = read(made_document())
+    monkeypatch.setattr(module, "CostFit", Recorded)
+    steps = read(make_document())
     predict_held_out(steps, "network")
-    assert [len(cells) for cells in fitted] == [15] * 5  # of 18 cells
+    assert [len(trials) for trials in fitted] == [15] * 5  # of 18
     predict_held_out(steps, "batch size")
-    assert [len(cells) for cells in fitted[5:]] == [12] * 3
-    assert [{batch for _, batch in cells} for cells in fitted[5:]] == [{2048, 8192}, {512, 8192}, {512, 2048}]
+    assert [len(trials) for trials in fitted[5:]] == [12] * 3
+    assert [{batch for _, batch in trials} for trials in fitted[5:]] == [{2048, 8192}, {512, 8192}, {512, 2048}]
 
 
 def test_noise_stays_noise(read):
     random = np.random.default_rng(1)
-    steps = read(disturbed(made_document(), lambda _: random.lognormal(0, 0.1)))
+    steps = read(disturbed(make_document(), lambda _: random.lognormal(0, 0.1)))
     for fold in FOLDS:
         errors = [abs(p.error) for p in predict_held_out(steps, fold)]
         assert median(errors) < 0.15
@@ -97,30 +106,30 @@ def test_noise_stays_noise(read):
     assert constants(CostFit(steps))["wire"] == pytest.approx(WIRE, rel=0.1)
 
 
-def test_disturbed_cells_do_not_move_the_constants(read):
-    """Two cells of eighteen took four times as long: what another job on the machine does."""
-    found = constants(CostFit(read(disturbed(made_document(), lambda i: 4.0 if i in (2, 7) else 1.0))))
+def test_disturbed_trials_do_not_move_the_constants(read):
+    """Two trials of eighteen took four times as long: what another job on the machine does."""
+    found = constants(CostFit(read(disturbed(make_document(), lambda i: 4.0 if i in (2, 7) else 1.0))))
     assert found == pytest.approx(expected(), rel=0.1)
 
 
-def test_ratios_bear_what_slows_a_whole_cell(read):
+def test_ratios_bear_what_slows_a_whole_trial(read):
     random = np.random.default_rng(3)
     factors = random.lognormal(0, 0.6, size=18)
-    found = predict_held_out(read(disturbed(made_document(), lambda i: factors[i])), "network")
+    found = predict_held_out(read(disturbed(make_document(), lambda i: factors[i])), "network")
     assert median(map(abs, ratio_errors(found))) < 0.5 * median(abs(p.error) for p in found)
 
 
 def test_constants_are_never_negative(read):
     random = np.random.default_rng(2)
-    fit = CostFit(read(disturbed(made_document(), lambda _: random.uniform(0.2, 5))))
+    fit = CostFit(read(disturbed(make_document(), lambda _: random.uniform(0.2, 5))))
     assert min(fit.values) >= 0
     assert all(constant.meaning and constant.unit for constant in fit.constants())
 
 
 def test_bytes_by_formula_are_compared_with_counted_ones(read):
-    steps = read(made_document())
+    steps = read(make_document())
     assert worst_byte_error(steps) == pytest.approx(1e-5, rel=0.01)
-    document = made_document()
+    document = make_document()
     document["cells"][4]["setups"][0]["bytes_per_step"]["all_to_all"] *= 2
     assert (worst_byte_error(read(document)) or 0) > 0.3
     assert worst_byte_error([s for s in steps if s.ranks == 1]) is None
@@ -128,20 +137,23 @@ def test_bytes_by_formula_are_compared_with_counted_ones(read):
 
 def test_bytes_by_hand():
     """As the profile counted them on two ranks at batch 2,048, 26 tables of 16 columns; splits of 48 bytes aside."""
-    sharded = {"world_size": 2, "placement": "shard", "sharding": "table_wise", "num_tables": 26, "embedding_dim": 16,
-               "dense_parameters": 27_601, "embedding_parameters": 54_000, "global_batch_size": 2048}  # fmt: skip
-    assert count_bytes(sharded) == {"all_to_all": 3_833_904 - 48, "all_reduce": 110_404}
-    assert count_bytes(sharded | {"sharding": "row_wise"}) == {
+    arm = make_arm("table_wise", 1, 2048, 1000, 50) | {"embedding_parameters": 54_000}
+
+    def count(**changes):
+        return count_bytes(Arm(**arm | changes))
+
+    assert count() == {"all_to_all": 3_833_904 - 48, "all_reduce": 110_404}
+    assert count(sharding="row_wise") == {
         "all_to_all": 639_024 - 48,
         "all_reduce": 3_518_276,
         "all_gather": 1_703_936,
     }
-    assert count_bytes(sharded | {"placement": "replicate"}) == {"all_reduce": 110_404 + 4 * 54_000}
-    assert count_bytes(sharded | {"world_size": 1}) == {}
+    assert count(placement="replicate") == {"all_reduce": 110_404 + 4 * 54_000}
+    assert count(world_size=1) == {}
 
 
 def test_a_rate_far_from_what_was_asked_is_taken_as_found(read):
-    document = made_document()
+    document = make_document()
     for cell in document["cells"]:
         if cell["network"] and cell["network"]["rate_mbit"] == 10_000:
             cell["network"]["measured_rate_mbit"] = 4000
@@ -151,7 +163,7 @@ def test_a_rate_far_from_what_was_asked_is_taken_as_found(read):
 
 
 def test_too_little_is_said(read):
-    steps = read(made_document())
+    steps = read(make_document())
     with pytest.raises(ValueError, match="table_wise: measured at one batch size only"):
         CostFit([step for step in steps if step.kind != "table_wise" or step.global_batch_size == 512])
     fit = CostFit([step for step in steps if step.kind != "single"])
@@ -166,9 +178,9 @@ def test_too_little_is_said(read):
     ("text", "said"),
     [
         ("{", "not valid JSON"),
-        ("[]", "has no list 'cells'"),
-        ('{"cells": [{"network": null}]}', "a cell has no 'setups'"),
-        ('{"cells": [{"network": null, "setups": [{"label": "x"}]}]}', "a cell has no 'step_ms'"),
+        ("[]", "not a crossover.json of netlab: top: Input should be a valid dictionary"),
+        ('{"cells": [{"network": null, "global_batch_size": 8}]}', "cells.0.setups: Field required"),
+        ('{"cells": [{"network": null, "global_batch_size": 8, "setups": [{"label": "x"}]}]}', "cells.0.setups.0.side"),
     ],
 )
 def test_a_file_that_is_none_of_netlabs_is_named(tmp_path, text, said):
@@ -179,10 +191,14 @@ def test_a_file_that_is_none_of_netlabs_is_named(tmp_path, text, said):
     assert str(path) in str(error.value)
 
 
-def test_a_missing_file_and_a_step_of_no_time_are_named(tmp_path, read):
+def test_what_cannot_be_read_is_named(tmp_path, read):
     with pytest.raises(ConfigError, match="No such file"):
         read_steps(tmp_path / "none.json")
-    document = made_document()
-    document["cells"][3]["setups"][1]["step_ms"] = {"median": 0.0, "p25": 0.0, "p75": 1.0, "n": 3}
-    with pytest.raises(ConfigError, match="row_wise 1: a step of 0 ms"):
+    document = make_document()
+    document["cells"][3]["setups"][1]["step_ms"]["median"] = 0.0
+    with pytest.raises(ConfigError, match=r"cells.3.setups.1.step_ms.median: Input should be greater than 0"):
+        read(document)
+    document = make_document()
+    document["cells"][3]["setups"][1]["collectives_per_step"]["broadcast"] = 1
+    with pytest.raises(ConfigError, match=r"unknown collectives \['broadcast'\]; known: all_to_all"):
         read(document)
