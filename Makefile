@@ -12,6 +12,7 @@
 #   make project                             the same projected to clusters of GPUs
 #   make test [PROCESSES=2]                  every test, so many files at a time
 #   make test-slurm                          the jobs on a real Slurm made for it: root, Debian packages; 2 minutes
+#   make docs                                the tables of README and docs from docs/results
 #   make lint                                ruff and pyright
 #   make tensorboard                         the runs in a browser
 #
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 PROCESSES ?= 2
 INSTALLED := $(VENV)/installed-$(DEVICE)
 
-.PHONY: demo bench-methods microbench table1 table3 table4 fig1 placement fig2a fig2b validate-timing netlab project test test-slurm lint tensorboard clean
+.PHONY: demo bench-methods microbench table1 table3 table4 fig1 placement fig2a fig2b validate-timing netlab project test test-slurm lint docs tensorboard clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -62,6 +63,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(INSTALLED)
+	$(BIN)/python -m launch.docs
 
 tensorboard: $(INSTALLED)
 	$(BIN)/tensorboard --logdir runs

@@ -18,8 +18,8 @@ SECTIONS = {
         "project": "launch.project",
     },
 }
-HIDDEN = {"experiments": "launch.study"}
-"""Names of before, which go on working."""
+HIDDEN = {"experiments": "launch.study", "docs": "launch.docs"}
+"""Names of before, which go on working, and what only this project's documents need."""
 
 
 @cli.group(
