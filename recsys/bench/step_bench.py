@@ -19,7 +19,7 @@ from torchrec.datasets.utils import Batch
 from configs.schema import RunConfig
 from recsys.data.dataset import Dataset
 from recsys.data.registry import build_dataset
-from recsys.models.models import MODELS
+from recsys.models.registry import MODELS
 from recsys.profile.profile_window import profile_steps
 from recsys.runs.ranks import Ranks
 from recsys.runs.window_timing import WindowTiming

@@ -12,26 +12,19 @@ With a deep part this is the paper's AutoInt+, as in the PSS authors' code (apd1
 features in the deep part alone); `top_mlp = []` is the paper's AutoInt: 3 layers, 2 heads, d' = 32, D = 16.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.models.deep_part import DeepOptions, build_deep_part
-from recsys.models.sparse_features import SparseFeatures
-
-FIRST_ORDER = False
-
-PHASES = {
-    "sparse_features": "embedding_lookup",
-    "dense_fields": "bottom_mlp",
-    "interaction": "interaction",
-    "top_mlp": "top_mlp",
-}
+from recsys.models.frame import DeepOptions, InteractionModel, Sizes, build_deep_part
 
 
 class Options(DeepOptions):
+    """The options of AutoInt."""
+
     top_mlp: tuple[int, ...] = (64, 32)
     """Hidden layers of the deep part; a last layer of one logit follows. [] = no deep part."""
     attention_layers: int = Field(default=3, ge=1)
@@ -43,18 +36,19 @@ class Options(DeepOptions):
 
 
 class DenseFields(nn.Module):
-    """Dense features x (B, S) -> x_s v_s (B, S, D)."""
+    """Gives every dense feature a vector, x_s v_s."""
 
     def __init__(self, num_dense: int, embedding_dim: int, device: torch.device) -> None:
         super().__init__()
         self.vectors = nn.Parameter(nn.init.normal_(torch.empty(num_dense, embedding_dim, device=device), std=0.01))
 
     def forward(self, dense_features: torch.Tensor) -> torch.Tensor:
+        """Return x_s v_s (B, S, D) float32 of x (B, S) float32."""
         return dense_features.unsqueeze(2) * self.vectors
 
 
 class InteractingLayer(nn.Module):
-    """e (B, M, inputs) -> (B, M, heads · head_dim)."""
+    """Lets every feature attend to all of them."""
 
     def __init__(self, num_inputs: int, heads: int, head_dim: int, device: torch.device) -> None:
         super().__init__()
@@ -64,6 +58,7 @@ class InteractingLayer(nn.Module):
         )
 
     def forward(self, fields: torch.Tensor) -> torch.Tensor:
+        """Return e after this layer (B, M, H·d') float32 of e before it (B, M, inputs) float32."""
         query, key, value = (
             project(fields).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, M, head_dim)
             for project in (self.query, self.key, self.value)
@@ -72,20 +67,16 @@ class InteractingLayer(nn.Module):
         return torch.relu(attended.transpose(1, 2).flatten(2) + self.residual(fields))
 
 
-class AutoInt(nn.Module):
-    def __init__(
-        self,
-        embedding: EmbeddingBagCollectionInterface,
-        *,
-        num_dense: int,
-        embedding_dim: int,
-        options: Options,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        self.sparse_features = SparseFeatures(embedding, first_order=FIRST_ORDER)
+class AutoInt(InteractionModel):
+    """Interacting layers over all features, and a deep part beside them unless top_mlp = []."""
+
+    Options = Options
+    PHASES: ClassVar[Mapping[str, str]] = {**InteractionModel.PHASES, "dense_fields": "bottom_mlp"}
+
+    def add_layers(self, sizes: Sizes, options: Options, device: torch.device) -> None:
+        num_features, num_dense, embedding_dim = sizes
         self.dense_fields = DenseFields(num_dense, embedding_dim, device) if num_dense else None
-        num_fields, width = self.sparse_features.num_features + num_dense, options.heads * options.head_dim
+        num_fields, width = num_features + num_dense, options.heads * options.head_dim
         layers = [
             InteractingLayer(embedding_dim if layer == 0 else width, options.heads, options.head_dim, device)
             for layer in range(options.attention_layers)
@@ -94,13 +85,9 @@ class AutoInt(nn.Module):
         self.interaction = nn.Sequential(*layers, nn.Flatten(), last)
         self.top_mlp = build_deep_part(num_fields * embedding_dim, options, device) if options.top_mlp else None
 
-    def forward(self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
-        """dense_features (B, S) float32, sparse_features KJT of B bags -> logits (B, 1) float32."""
-        fields, _ = self.sparse_features(sparse_features)
+    def terms(self, dense_features: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        fields = vectors
         if self.dense_fields is not None:
             fields = torch.cat([fields, self.dense_fields(dense_features)], dim=1)
-        logits = self.interaction(fields)
-        return logits if self.top_mlp is None else logits + self.top_mlp(fields.flatten(1))
-
-
-build = AutoInt
+        attended = self.interaction(fields)
+        return (attended,) if self.top_mlp is None else (attended, self.top_mlp(fields.flatten(1)))

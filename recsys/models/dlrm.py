@@ -13,27 +13,21 @@ model since 2023 (L = 3, r = 512, D = 128); DCN itself, with a deep part beside 
 how embeddings are stored.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
+from torchrec.models import dlrm
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
 from configs.schema import Section
-from recsys.models.deep_part import check_layers
-
-FIRST_ORDER = False
-
-PHASES = {
-    "dense_arch": "bottom_mlp",
-    "sparse_arch": "embedding_lookup",
-    "inter_arch": "interaction",
-    "over_arch": "top_mlp",
-}
+from recsys.models.frame import Model, check_layers
 
 
 class Options(Section):
+    """The options of DLRM."""
+
     bottom_mlp: tuple[int, ...] = (64,)
     """Hidden layers over the dense features; a last layer of embedding_dim follows."""
     top_mlp: tuple[int, ...] = (64, 32)
@@ -62,33 +56,51 @@ class Options(Section):
         return top_mlp
 
 
-def build(
-    embedding: EmbeddingBagCollectionInterface,
-    *,
-    num_dense: int,
-    embedding_dim: int,
-    options: Options,
-    device: torch.device,
-) -> DLRM:
-    """forward(dense_features (B, num_dense) float32, sparse_features KJT of B bags) -> logits (B, 1) float32.
+class DLRM(Model):
+    """TorchRec's DLRM, with the interaction that the options choose."""
 
-    Raises ValueError for data without dense features: x_0 is made of them.
-    """
-    if num_dense == 0:
-        raise ValueError("model.architecture = 'dlrm' needs dense features, and the data has none: take another model")
-    shared = {
-        "embedding_bag_collection": embedding,
-        "dense_in_features": num_dense,
-        "dense_arch_layer_sizes": [*options.bottom_mlp, embedding_dim],
-        "over_arch_layer_sizes": [*options.top_mlp, 1],
-        "dense_device": device,
+    Options = Options
+    PHASES: ClassVar[Mapping[str, str]] = {
+        "dense_arch": "bottom_mlp",
+        "sparse_arch": "embedding_lookup",
+        "inter_arch": "interaction",
+        "over_arch": "top_mlp",
     }
-    if options.interaction == "dot":
-        model = DLRM(**shared)
-    elif options.interaction == "projection":
-        first, second = ([*options.projection_mlp, rows * embedding_dim] for rows in options.projection_rows)
-        model = DLRM_Projection(**shared, interaction_branch1_layer_sizes=first, interaction_branch2_layer_sizes=second)
-    else:
-        model = DLRM_DCN(**shared, dcn_num_layers=options.cross_layers, dcn_low_rank_dim=options.cross_rank)
-    model.get_submodule("inter_arch").to(device)  # TorchRec makes its cross network and its indices of pairs on the CPU
-    return model
+
+    @classmethod
+    def build(
+        cls,
+        embedding: EmbeddingBagCollectionInterface,
+        *,
+        num_dense: int,
+        embedding_dim: int,
+        options: Options,
+        device: torch.device,
+    ) -> dlrm.DLRM:
+        """Return TorchRec's module: dense_features (B, S) float32, a KJT of B bags -> logits (B, 1) float32.
+
+        Raises ValueError for data without dense features: x_0 is made of them.
+        """
+        if num_dense == 0:
+            raise ValueError(
+                "model.architecture = 'dlrm' needs dense features, and the data has none: take another model"
+            )
+        shared = {
+            "embedding_bag_collection": embedding,
+            "dense_in_features": num_dense,
+            "dense_arch_layer_sizes": [*options.bottom_mlp, embedding_dim],
+            "over_arch_layer_sizes": [*options.top_mlp, 1],
+            "dense_device": device,
+        }
+        if options.interaction == "dot":
+            model = dlrm.DLRM(**shared)
+        elif options.interaction == "projection":
+            first, second = ([*options.projection_mlp, rows * embedding_dim] for rows in options.projection_rows)
+            model = dlrm.DLRM_Projection(
+                **shared, interaction_branch1_layer_sizes=first, interaction_branch2_layer_sizes=second
+            )
+        else:
+            model = dlrm.DLRM_DCN(**shared, dcn_num_layers=options.cross_layers, dcn_low_rank_dim=options.cross_rank)
+        # TorchRec makes its cross network and its indices of pairs on the CPU.
+        model.get_submodule("inter_arch").to(device)
+        return model

@@ -8,7 +8,7 @@ Click-Through Rate Prediction").
 e_f (B, D) the embedding of sparse feature f, x (B, S) the dense features, W_1 (⌊F / r⌋, F), W_2 (F, ⌊F / r⌋), r the
 reduction ratio, at least one row left; W and W' (D, D), one for all pairs ("all"), for every f ("each") or for every
 pair ("interaction"). w the first-order weights: a number for every id, in one-dimensional tables beside the others
-(`recsys.models.sparse_features`), and one for every dense feature.
+(`recsys.models.frame`), and one for every dense feature.
 
 Departures: "each" has F − 1 matrices, as the last feature is never on the left; the paper counts F. Whether W' is W the
 paper leaves open: here they are two. Dense features enter the first-order term and the deep part as they are and are in
@@ -21,25 +21,15 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.models.deep_part import DeepOptions, build_deep_part
-from recsys.models.sparse_features import FirstOrder, SparseFeatures
-
-FIRST_ORDER = True
-
-PHASES = {
-    "sparse_features": "embedding_lookup",
-    "first_order": "interaction",
-    "interaction": "interaction",
-    "top_mlp": "top_mlp",
-}
+from recsys.models.frame import FIRST_ORDER_PHASES, DeepOptions, InteractionModel, Sizes, build_deep_part
 
 BilinearType = Literal["all", "each", "interaction"]
 
 
 class Options(DeepOptions):
+    """The options of FiBiNET."""
+
     reduction_ratio: int = Field(default=3, ge=1)
     """r, features / hidden units of SENET."""
     bilinear: BilinearType = "interaction"
@@ -47,7 +37,7 @@ class Options(DeepOptions):
 
 
 class Senet(nn.Module):
-    """e (B, F, D) -> v (B, F, D), every vector weighted by how much all of them say it matters."""
+    """Weights every vector by how much all of them say it matters."""
 
     def __init__(self, num_fields: int, reduction_ratio: int, device: torch.device) -> None:
         super().__init__()
@@ -56,14 +46,13 @@ class Senet(nn.Module):
         self.excite = nn.Linear(hidden, num_fields, bias=False, device=device)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return v (B, F, D) float32 of e (B, F, D) float32."""
         weights = torch.relu(self.excite(torch.relu(self.squeeze(vectors.mean(2)))))
         return vectors * weights.unsqueeze(2)
 
 
 class Bilinear(nn.Module):
-    """v (B, F, D) -> (W v_f) ∘ v_g (B, F (F − 1) / 2, D) in the order (1, 2), (1, 3), …, (2, 3), …
-
-    `weight` (1, F − 1 or the pairs; D, D): W of all, of f or of the pair."""
+    """Multiplies the vectors of every pair. `weight` (1, F − 1 or the pairs; D, D): W of all, of f or of the pair."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -80,6 +69,10 @@ class Bilinear(nn.Module):
         self.weight = nn.Parameter(nn.init.uniform_(weight, -bound, bound))
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return (W v_f) ∘ v_g (B, F (F − 1) / 2, D) float32 of v (B, F, D) float32.
+
+        The pairs stand in the order (1, 2), (1, 3), …, (2, 3), …
+        """
         if self.kind == "interaction":
             projected = _apply_each(self.weight, vectors.index_select(1, self.left))
         else:
@@ -90,12 +83,12 @@ class Bilinear(nn.Module):
 
 
 def _apply_each(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """(n, D, D), (B, n, D) -> the products of every matrix with its vector, (B, n, D)."""
+    """Return the products (B, n, D) of matrices (n, D, D) with their vectors (B, n, D), all float32."""
     return torch.einsum("nij,bnj->bni", matrices, vectors)
 
 
 class BilinearOfBoth(nn.Module):
-    """e (B, F, D) -> [p, q] (B, F (F − 1) D)."""
+    """Computes the bilinear interactions of the vectors as they are, and as SENET weights them."""
 
     def __init__(self, num_fields: int, embedding_dim: int, options: Options, device: torch.device) -> None:
         super().__init__()
@@ -104,34 +97,24 @@ class BilinearOfBoth(nn.Module):
         self.reweighted = Bilinear(num_fields, embedding_dim, options.bilinear, device)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return [p, q] (B, F (F − 1) D) float32 of e (B, F, D) float32."""
         pairs = [self.original(vectors), self.reweighted(self.senet(vectors))]
         return torch.cat(pairs, dim=1).flatten(1)
 
 
-class FiBiNET(nn.Module):
-    def __init__(
-        self,
-        embedding: EmbeddingBagCollectionInterface,
-        *,
-        num_dense: int,
-        embedding_dim: int,
-        options: Options,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        self.sparse_features = SparseFeatures(embedding, first_order=FIRST_ORDER)
-        num_fields = self.sparse_features.num_features
+class FiBiNET(InteractionModel):
+    """A deep part over the bilinear interactions of all pairs."""
+
+    Options = Options
+    FIRST_ORDER = True
+    PHASES = FIRST_ORDER_PHASES
+
+    def add_layers(self, sizes: Sizes, options: Options, device: torch.device) -> None:
+        num_fields, num_dense, embedding_dim = sizes
         if num_fields < 2:
             raise ValueError(f"model.architecture = 'fibinet' needs two sparse features, and the data has {num_fields}")
-        self.first_order = FirstOrder(num_dense, device)
         self.interaction = BilinearOfBoth(num_fields, embedding_dim, options, device)
         self.top_mlp = build_deep_part(num_fields * (num_fields - 1) * embedding_dim + num_dense, options, device)
 
-    def forward(self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
-        """dense_features (B, S) float32, sparse_features KJT of B bags -> logits (B, 1) float32."""
-        vectors, numbers = self.sparse_features(sparse_features)
-        deep = self.top_mlp(torch.cat([self.interaction(vectors), dense_features], dim=1))
-        return self.first_order(dense_features, numbers) + deep
-
-
-build = FiBiNET
+    def terms(self, dense_features: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.top_mlp(torch.cat([self.interaction(vectors), dense_features], dim=1)),)

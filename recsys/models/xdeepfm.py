@@ -6,7 +6,7 @@
     logit = ⟨w, x⟩ + ⟨w_cin, [p^1, …, p^K]⟩ + deep part of [e_1, …, e_F, x]       eq. 9
 
 e_f (B, D) the embedding of sparse feature f, x (B, S) the dense features, w the first-order weights: a number for every
-id, in one-dimensional tables beside the others (`recsys.models.sparse_features`), and one for every dense feature.
+id, in one-dimensional tables beside the others (`recsys.models.frame`), and one for every dense feature.
 Feature maps are linear: the paper finds no activation to be the best, and pools all of them (no split).
 
 Departures: dense features enter the first-order term and the deep part as they are and no feature map, as in the PSS
@@ -17,23 +17,21 @@ authors' code (apd10/criteo_deepctr); the paper turns them into ids. It has 3 la
 import torch
 from pydantic import field_validator
 from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.models.deep_part import DeepOptions, build_deep_part, check_layers
-from recsys.models.sparse_features import FirstOrder, SparseFeatures
-
-FIRST_ORDER = True
-
-PHASES = {
-    "sparse_features": "embedding_lookup",
-    "first_order": "interaction",
-    "interaction": "interaction",
-    "top_mlp": "top_mlp",
-}
+from recsys.models.frame import (
+    FIRST_ORDER_PHASES,
+    DeepOptions,
+    InteractionModel,
+    Sizes,
+    build_deep_part,
+    check_layers,
+    join_inputs,
+)
 
 
 class Options(DeepOptions):
+    """The options of xDeepFM."""
+
     feature_maps: tuple[int, ...] = (32, 32)
     """H_1, …, H_K: feature maps of every layer of the compressed interaction network."""
 
@@ -46,7 +44,7 @@ class Options(DeepOptions):
 
 
 class CompressedInteractionNetwork(nn.Module):
-    """X^0 (B, F, D) -> [p^1, …, p^K] (B, ΣH_k). `weights[k]`: W^{k+1} as (H_{k+1}, H_k · F), i before j."""
+    """Computes all feature maps, summed over D. `weights[k]`: W^{k+1} as (H_{k+1}, H_k · F), i before j."""
 
     def __init__(self, num_fields: int, feature_maps: tuple[int, ...], device: torch.device) -> None:
         super().__init__()
@@ -56,6 +54,7 @@ class CompressedInteractionNetwork(nn.Module):
         )
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return [p^1, …, p^K] (B, ΣH_k) float32 of X^0 (B, F, D) float32."""
         fields = vectors.transpose(1, 2).contiguous()  # (B, D, F): the sums over i and j are one matrix product
         maps, pooled = fields, []
         for weight in self.weights:
@@ -65,31 +64,20 @@ class CompressedInteractionNetwork(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
-class XDeepFM(nn.Module):
-    def __init__(
-        self,
-        embedding: EmbeddingBagCollectionInterface,
-        *,
-        num_dense: int,
-        embedding_dim: int,
-        options: Options,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        self.sparse_features = SparseFeatures(embedding, first_order=FIRST_ORDER)
-        self.first_order = FirstOrder(num_dense, device)
-        num_fields = self.sparse_features.num_features
+class XDeepFM(InteractionModel):
+    """Compressed interaction network and deep part over the same embeddings."""
+
+    Options = Options
+    FIRST_ORDER = True
+    PHASES = FIRST_ORDER_PHASES
+
+    def add_layers(self, sizes: Sizes, options: Options, device: torch.device) -> None:
         self.interaction = nn.Sequential(
-            CompressedInteractionNetwork(num_fields, options.feature_maps, device),
+            CompressedInteractionNetwork(sizes.num_features, options.feature_maps, device),
             nn.Linear(sum(options.feature_maps), 1, bias=False, device=device),
         )
-        self.top_mlp = build_deep_part(num_fields * embedding_dim + num_dense, options, device)
+        self.top_mlp = build_deep_part(sizes.num_inputs, options, device)
 
-    def forward(self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
-        """dense_features (B, S) float32, sparse_features KJT of B bags -> logits (B, 1) float32."""
-        vectors, numbers = self.sparse_features(sparse_features)
-        deep = self.top_mlp(torch.cat([vectors.flatten(1), dense_features], dim=1))
-        return self.first_order(dense_features, numbers) + self.interaction(vectors) + deep
-
-
-build = XDeepFM
+    def terms(self, dense_features: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        deep = self.top_mlp(join_inputs(dense_features, vectors))
+        return self.interaction(vectors), deep

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from configs.load import ConfigError
 from configs.schema import Section
 from recsys.data.registry import DATASETS
-from recsys.models.models import MODELS
+from recsys.models.registry import MODELS
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "configs" / "experiments"
 Layout = Literal["models", "trade", "methods"]

@@ -16,7 +16,7 @@ from recsys.data.dataset import Dataset, count_ids
 from recsys.data.registry import build_dataset, find_dataset
 from recsys.embedding.embedding_size import count_parameters
 from recsys.embedding.embeddings import METHODS, build_embedding, build_tables
-from recsys.models.models import MODELS
+from recsys.models.registry import MODELS
 from recsys.runs.ranks import choose_device
 from recsys.studies.experiment import Experiment, Method, Source, as_overrides
 from recsys.train.registry import CHOICES

@@ -18,7 +18,7 @@ from recsys.data.batches import TrainingBatches
 from recsys.data.dataset import Dataset, count_ids
 from recsys.embedding.embedding_size import count_full_parameters, count_parameters, state_tensors, stored_bytes
 from recsys.embedding.embeddings import METHODS, build_embedding, build_tables
-from recsys.models.models import MODELS, build_model
+from recsys.models.registry import MODELS, build_model
 from recsys.runs.ranks import Ranks
 from recsys.runs.summary import Parameters, RunFacts
 from recsys.train.description import ModelSize, count_held_bytes, describe_run

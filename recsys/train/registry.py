@@ -3,7 +3,7 @@
 from configs.load import Choices
 from recsys.data.registry import DATASETS
 from recsys.embedding.embeddings import METHODS
-from recsys.models.models import MODELS
+from recsys.models.registry import MODELS
 
 CHOICES: Choices = {
     "data": ("dataset", {name: kind.Options for name, kind in DATASETS.items()}),

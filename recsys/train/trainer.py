@@ -20,7 +20,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.schema import RunConfig
 from recsys.data.dataset import Dataset
-from recsys.models.models import MODELS
+from recsys.models.registry import MODELS
 from recsys.profile.profile_window import Windows, profile_steps
 from recsys.runs.metrics import (
     DATA_MS,

@@ -12,7 +12,7 @@ from configs.schema import OptimizerSection, ParallelismSection, Section
 from recsys.data.batches import build_batch
 from recsys.data.dataset import Rows
 from recsys.embedding.embeddings import build_tables
-from recsys.models.models import build_model
+from recsys.models.registry import build_model
 from recsys.train.optim import build_optimizers
 from recsys.train.parallelism import apply_parallelism, unwrapped
 from tests.ranks import run_ranks

@@ -13,7 +13,7 @@ from configs.schema import RunConfig
 from recsys.data.criteo_tsv import CARDINALITIES
 from recsys.embedding.embedding_size import count_full_parameters, count_parameters
 from recsys.embedding.embeddings import METHODS, build_tables
-from recsys.models.models import MODELS
+from recsys.models.registry import MODELS
 from recsys.train.registry import CHOICES
 
 ROOT = Path(__file__).parents[2]

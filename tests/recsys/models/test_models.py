@@ -10,11 +10,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from baselines import full
 from configs.load import ConfigError, load_config
 from recsys.embedding.embeddings import build_tables
-from recsys.models.models import MODELS
-from recsys.models.sparse_features import SparseFeatures
+from recsys.models.frame import Model, SparseFeatures
+from recsys.models.registry import MODELS
 from recsys.runs.phases import FORWARD
 from recsys.train.registry import CHOICES
-from tests.recsys.models.model_oracles import ORACLES
+from tests.recsys.models.model_oracles import ORACLES, find_oracle
 from tests.recsys.train.toy_models import (
     DIM,
     FEATURES,
@@ -32,8 +32,17 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 F = len(FEATURES)
 
 
-def test_the_variants_are_of_all_models():
-    assert {architecture for architecture, _ in VARIANTS.values()} == set(MODELS) == set(ORACLES)
+@pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
+def test_every_model_offers_what_the_registry_needs(model):
+    assert issubclass(model, Model)
+    assert not model.__abstractmethods__
+    assert model.Options.model_config["extra"] == "forbid"
+
+
+def test_a_model_without_a_formula_is_told_where_to_write_it():
+    assert set(ORACLES) <= set(MODELS)
+    with pytest.raises(pytest.fail.Exception, match=r"'new' has no formula .*tests/recsys/models/model_oracles\.py"):
+        find_oracle("new")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -91,7 +100,7 @@ def test_logits_equal_the_formula_in_plain_loops(variant, num_dense):
     for row in range(3):
         pooled = pooled_by_cells(embedding, features, row)
         first_order = [u for (u,) in pooled[F:]]
-        expected = ORACLES[architecture](
+        expected = find_oracle(architecture)(
             weights, MODELS[architecture].Options(**options), dense[row].tolist(), pooled[:F], first_order
         )
         assert found[row].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
@@ -122,7 +131,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", COUNTS)
 def test_parameters_are_as_many_as_the_formula_has(variant):
     model = build_toy(variant)
     assert sum(p.numel() for p in dense_parameters(model).values()) == COUNTS[variant]

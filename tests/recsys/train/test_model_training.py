@@ -13,7 +13,7 @@ from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection
 from recsys.embedding.embedding_size import count_full_parameters, stored_bytes
 from recsys.embedding.embeddings import METHODS
-from recsys.models.models import MODELS
+from recsys.models.registry import MODELS
 from recsys.runs.ranks import Ranks
 from recsys.train.assemble import TrainStep, assemble
 from recsys.train.optim import build_optimizers

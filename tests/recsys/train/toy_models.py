@@ -6,12 +6,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from configs.request import EmbeddingRequest
 from configs.schema import ModelSection
 from recsys.embedding.embeddings import METHODS, build_tables
-from recsys.models.models import MODELS, build_model
+from recsys.models.registry import MODELS, build_model
 
 CPU = torch.device("cpu")
 FEATURES, SIZES, DIM, NUM_DENSE = ("a", "b", "c", "d"), (5, 40, 9, 300), 3, 2
 
-VARIANTS = {
+VARIANTS = {name: (name, {}) for name in MODELS} | {
     "dlrm": ("dlrm", {"bottom_mlp": (5,), "top_mlp": (4, 3)}),
     "dlrm_projection": ("dlrm", {"interaction": "projection", "projection_mlp": (5,), "projection_rows": (2, 3)}),
     "dlrm_dcn": ("dlrm", {"interaction": "dcn", "cross_layers": 2, "cross_rank": 2}),
@@ -24,7 +24,7 @@ VARIANTS = {
     "fibinet_each": ("fibinet", {"bilinear": "each"}),
     "fibinet_all": ("fibinet", {"bilinear": "all"}),
 }
-"""Every architecture and every form that an option gives it."""
+"""Every registered architecture, by its defaults where nothing else is given, and every form an option gives it."""
 
 
 def tables_of(architecture, dim=DIM):
