@@ -1,10 +1,15 @@
 """The tables of a comparison: their cells, in Markdown and as figures of profiled steps."""
 
+import json
+from typing import cast
+
 import pytest
 
 from recsys.report.comparison import compare
 from recsys.report.comparison_output import format_document
+from recsys.report.comparison_page import build_page
 from recsys.report.comparison_table import build_profiled_table, build_table
+from recsys.runs.metrics import QUALITY, QualityMetric
 from tests.recsys.report.fake_runs import phases, profiled_rank, profiled_window, write_demo, write_run, write_sweep
 
 
@@ -32,6 +37,22 @@ def test_communication_has_columns_only_where_a_run_was_profiled(demo, tmp_path)
         "exposed communication",
         "communicated per step",
     ]
+
+
+def test_a_metric_of_the_registry_appears_everywhere(tmp_path, monkeypatch):
+    brier = QualityMetric(lambda logits, labels: 0.0, "Brier score", "lower", "Mean squared error.", digits=3)
+    monkeypatch.setitem(cast(dict, QUALITY), "brier", brier)
+    run = write_run(tmp_path, "one", summary={"best.test_brier": 0.18765})
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records[-1] |= {"quality/test_brier": 0.18765, "quality/validation_brier": 0.19}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    comparison = compare([run])
+    assert "| test Brier score | 0.188 |" in format_document(comparison)
+    (arm,) = comparison.to_json()["setups"]
+    assert arm["figures"]["test_brier"]["mean"] == 0.18765
+    page = build_page(comparison)
+    assert {"brier-time", "brier-samples"} <= {plot.id for plot in page.plots}
+    assert "test Brier score" in page.render()
 
 
 def test_cells(demo):
