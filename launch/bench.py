@@ -6,6 +6,7 @@ SECTIONS = {
     "Benchmarks": {
         "kernels": "launch.microbench",
         "figure2": "launch.figure2",
+        "timing": "launch.validate_timing",
     },
 }
 

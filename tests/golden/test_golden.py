@@ -28,9 +28,9 @@ import pytest
 from rich.console import Console
 
 from launch import bench_methods, compare, compress, figure2, project, study
+from launch.netlab.validation import print_proofs
 from launch.runners import compress_runs, figure2_runs
 from launch.runners.trial import Outcome
-from launch.validate_timing import print_proofs
 from pss.theory.__main__ import main as theory
 from recsys.bench import kernel_run
 from recsys.bench.kernel_bench import to_json as kernels_to_json

@@ -1,12 +1,12 @@
 """The report of proofs: a claim can fail. What needs no quiet machine is proven in test_profile_window.py as well."""
 
 import json
-import sys
 
 import pytest
 
-from launch import validate_timing
-from launch.validate_timing import print_proofs
+from launch.netlab import validation
+from launch.netlab.validation import print_proofs
+from launch.validate_timing import main
 from recsys.bench.timing_proofs import Proof, prove_delay, prove_rate
 
 
@@ -31,9 +31,8 @@ def test_the_table_says_what_does_not_hold(capsys, monkeypatch):
     assert "1,000 B" in said
     assert "does not hold" in said
     assert "1 of 2 hold" in said
-    monkeypatch.setattr(validate_timing, "prove", lambda steps: proofs)
-    monkeypatch.setattr(sys, "argv", ["validate_timing", "--json"])
+    monkeypatch.setattr(validation, "prove", lambda steps: proofs)
     with pytest.raises(SystemExit) as ended:
-        validate_timing.main()
+        main(["--json"])
     assert ended.value.code == 1
     assert [p["holds"] for p in json.loads(capsys.readouterr().out)] == [True, False]
