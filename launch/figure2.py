@@ -1,8 +1,8 @@
 """Figure 2 of the PSS paper on this machine: what a step takes sharded, and with ROBE.
 
 `a`: inference of batches of 16,384, by phase: full tables sharded over two ranks, ROBE data-parallel, ROBE in one
-process. `b`: training at a batch of 2,048 over compression, dense and sparse gradients. Jobs of different ranks take
-turns, setups of one job too. Writes <output>/results.json and index.html, and prints the table.
+process. `b`: training at a batch of 2,048 over compression, dense and sparse gradients. Jobs of different ranks are
+interleaved, setups of one job too. Writes <output>/results.json and index.html, and prints the table.
 """
 
 import json
@@ -12,6 +12,8 @@ from typing import Literal
 import click
 
 from launch import cli
+
+_WIDTH = 190
 
 
 @cli.command(
@@ -52,19 +54,28 @@ def main(
     as_json: bool,
 ) -> None:
     """Measure, write and print."""
-    from launch.runners.figure2_runs import BATCH, COMPRESSIONS, measure_lines, plan_jobs, print_table, write_results
+    import torch
+
+    from launch.runners.figure2_runs import BATCH, COMPRESSIONS, measure_lines, plan_jobs
     from launch.runners.step_jobs import MeasuringFailed
+    from recsys.cost.figure2 import build_page, to_json
+    from recsys.report.page import print_page
+    from recsys.report.terminal import open_console
+    from recsys.runs.run_dir import describe_environment, write_atomically
 
     with cli.mistakes():
         jobs = plan_jobs(part, family, batch or BATCH[part], compressions or COMPRESSIONS[part], overrides)
     with cli.failures(MeasuringFailed):
         lines = measure_lines(part, jobs, repeats, steps)
     output = output or Path("runs") / f"fig2{part}"
-    results = write_results(part, lines, output)
+    environment = describe_environment(torch.device("cpu"), lines[0].ranks)
+    page, text = build_page(part, lines, environment), json.dumps(to_json(part, lines, environment), indent=2)
+    page.write(output / "index.html")
+    write_atomically(output / "results.json", text)
     if as_json:
-        print(json.dumps(results, indent=2))
+        print(text)
     else:
-        print_table(part, lines)
+        print_page(page, open_console(_WIDTH))
         print(f"page: {output / 'index.html'}, figures: {output / 'results.json'}")
 
 

@@ -8,7 +8,7 @@ import pytest
 from configs.load import ConfigError
 from launch.figure2 import main
 from launch.runners.figure2_runs import plan_jobs
-from recsys.cost.figure2 import Line, cells, draw, headings
+from recsys.cost.figure2 import Line, build_page, build_table, draw_training
 
 SMALL = ["data.synthetic.train_rows=2000", "data.synthetic.scale=0.001"]
 
@@ -27,7 +27,8 @@ def measured(step_ms, compression=1.0, world_size=2, **phases):
 
 
 def row(part, line, baseline):
-    return dict(zip(headings(part), cells(part, line, baseline), strict=True))
+    table = build_table(part, [baseline, line] if line is not baseline else [baseline])
+    return dict(zip((column.heading for column in table.columns), (cell.flat for cell in table.rows[-1]), strict=True))
 
 
 def test_the_table_of_inference():
@@ -47,9 +48,22 @@ def test_the_table_of_training():
     assert (found["speed-up"], found["paper"], found["1,000 steps, s"]) == ("2.00×", "1.7×", "6.0")
     assert row("b", full, full)["paper"] == "–"
     assert row("b", Line("ROBE, dense 100×", [measured(6.0, 100.0)]), full)["paper"] == "–"
-    drawn = draw("b", [full, robe])
+    drawn = draw_training([full, robe])
     assert drawn["data"][0]["name"] == "ROBE, dense"
     assert drawn["data"][0]["y"] == [6.0]
+
+
+def test_the_page_says_what_was_measured_where():
+    sizes = {"embedding_parameters": 54_000_000, "embedding_dim": 16}
+    page = build_page("a", [Line("full <tables>", [measured(12.0) | sizes])], {"cpu": "Some <CPU>"})
+    assert page.answer.startswith(
+        "DLRM on 54.0 M embedding parameters, d = 16, batches of 16,384; measured on Some <CPU>"
+    )
+    (plot,) = page.plots
+    assert sum(trace["x"][0] for trace in plot.figures[""]["data"]) == pytest.approx(12.0)
+    text = page.render()
+    assert "Figure 2a of the PSS paper" in text
+    assert "Some &lt;CPU&gt;" in text
 
 
 def test_dense_and_sparse_gradients_over_compression():
