@@ -15,6 +15,7 @@ SECTIONS = {
     },
     "Measure and project": {
         "bench": "launch.bench",
+        "netlab": "launch.netlab.command",
         "project": "launch.project",
     },
 }

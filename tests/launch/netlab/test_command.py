@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.netlab import command as netlab
-from launch.netlab import netlab_cells
-from launch.netlab.command import EXIT_FAILED, build_sweep, main, parse_arguments
+from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
+from launch.netlab import emulated_network, netlab_cells
+from launch.netlab.command import main
+from launch.netlab.crossover_run import build_sweep, choose_links
 from launch.netlab.emulated_network import describe_obstacle
 from launch.netlab.netlab_cells import LOOPBACK, Sweep, build_tasks, measure_cell, read_cell, write_cell
 from recsys.cost.crossover import Link
@@ -55,7 +55,6 @@ def stand_in(monkeypatch, tmp_path):
     script.write_text(STAND_IN)
     log.touch()
     monkeypatch.setattr(netlab_cells, "ENTRY", (sys.executable, str(script)))
-    monkeypatch.setattr(netlab.signal, "signal", lambda *_: None)
     monkeypatch.setenv("LOG", str(log))
     monkeypatch.chdir(ROOT)
     return lambda: log.read_text().splitlines()
@@ -66,7 +65,10 @@ def link(rate_mbit, delay_us):
 
 
 def sweep(*arguments):
-    return build_sweep(parse_arguments(arguments))
+    asked = main.make_context("netlab", list(arguments)).params
+    del asked["as_json"], asked["output"]
+    links = choose_links(*(asked.pop(name) for name in ("rates_mbit", "delays_us", "pairs")))
+    return build_sweep(links=links, **asked)
 
 
 def run(*arguments):
@@ -78,7 +80,7 @@ def run(*arguments):
 def test_networks_are_pairs_or_every_rate_with_every_delay():
     assert sweep().links == [link(10_000, 50), link(1000, 50), link(1000, 1000), link(100, 1000)]
     assert sweep("--rate-mbit", "100,1000", "--delay-us", "50").links == [link(100, 50), link(1000, 50)]
-    assert len(sweep("--delay-us", "0,50,50").links) == 3 * 2
+    assert len(sweep("--delay-us", "0,50").links) == 3 * 2
     assert sweep("--network", "25:20000,1000:0").links == [link(25, 20_000), link(1000, 0)]
 
 
@@ -105,31 +107,31 @@ def test_every_setup_is_asked_for_what_is_compared(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rate-mbit", "0"], "--rate-mbit 0: must be from 0.1"),
-        (["--delay-us", "50,fast"], "--delay-us 'fast': not a number"),
-        (["--network", "1000"], "--network 1000: must look like RATE:DELAY"),
-        (["--network", "1000:-1"], "--network -1: must be from 0"),
-        (["--network", "1000:50", "--delay-us", "50"], "--network 1000:50: pairs take the place"),
-        (["--batch", "0.5"], "--batch '0.5': not a whole number"),
+        (["--rate-mbit", "0"], "'--rate-mbit': 0.0 is not in the range 0.1<=x<=100000"),
+        (["--delay-us", "50,fast"], "'--delay-us': 'fast' is not a valid float"),
+        (["--network", "1000"], "'--network': 1000: must look like RATE:DELAY"),
+        (["--network", "1000:-1"], "'--network': -1.0 is not in the range 0<=x"),
+        (["--network", "1000:50", "--delay-us", "50"], "--network: pairs take the place"),
+        (["--batch", "0.5"], "'--batch': '0.5' is not a valid integer"),
         (["--batch", "63"], "training.global_batch_size = 63 is not a multiple"),
-        (["--compression", "0.1"], "--compression 0.1: must be from 1"),
+        (["--compression", "0.1"], "'--compression': 0.1 is not in the range 1<=x"),
         (["--sharding", "rowwise"], "--sharding rowwise: unknown; known: planner, table_wise"),
-        (["--hosts", "1"], "--hosts 1: must be at least 2"),
-        (["--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["--hosts", "1"], "'--hosts': 1 is not in the range x>=2"),
+        (["--rounds", "0"], "'--rounds': 0 is not in the range x>=1"),
         (["--config-family", "configs/none"], "configs/none/robe.toml: cannot be read"),
         (["embedding.compression=7"], "embedding.compression=7: the sweep sets this itself, use --compression"),
         (["model.embeding_dim=8"], "did you mean embedding_dim?"),
     ],
 )
 def test_mistakes_end_before_anything_runs(arguments, said, capsys, monkeypatch, tmp_path, stand_in):
-    monkeypatch.setattr(netlab, "describe_obstacle", lambda: None)
+    monkeypatch.setattr(emulated_network, "describe_obstacle", lambda: None)
     assert run(*arguments, "--output", str(tmp_path / "out")) == EXIT_MISTAKE
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_machine_that_cannot_is_told_why(capsys, monkeypatch, tmp_path, stand_in):
-    monkeypatch.setattr(netlab, "describe_obstacle", lambda: "emulated networks need root")
+    monkeypatch.setattr(emulated_network, "describe_obstacle", lambda: "emulated networks need root")
     assert run("--output", str(tmp_path / "out")) == EXIT_MISTAKE
     assert capsys.readouterr().err == "error: emulated networks need root\n"
 
@@ -158,7 +160,7 @@ def test_a_cell_is_taken_as_it_is_only_with_the_same_settings(monkeypatch, tmp_p
 
 @needs_network
 def test_a_sweep_goes_on_where_it_stopped(capsys, monkeypatch, tmp_path, stand_in):
-    arguments = [*SMALL, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "copy.json")]
+    arguments = [*SMALL, "--output", str(tmp_path / "out")]
     monkeypatch.setenv("FAIL_IN_EMULATED", "yes")
     assert run(*arguments) == EXIT_FAILED
     said = capsys.readouterr().err
@@ -173,7 +175,6 @@ def test_a_sweep_goes_on_where_it_stopped(capsys, monkeypatch, tmp_path, stand_i
     assert sorted(stand_in()[before:]) == ["0 1 2 lo 1", "0 2 1 link0 3", "1 2 1 link0 3"]
     assert sorted(stand_in()[:3]) == ["0 1 2 lo 1", "0 2 1 lo 3", "1 2 1 lo 3"]
     found = json.loads((tmp_path / "out/crossover.json").read_text())
-    assert found == json.loads((tmp_path / "copy.json").read_text())
     assert found["status"] == "finished"
     assert [cell["network"] is None for cell in found["cells"]] == [True, False] * 2
     assert found["cells"][2]["beside"] == {"rate_mbit": 500, "delay_us": 100}
@@ -191,16 +192,18 @@ def test_a_sweep_goes_on_where_it_stopped(capsys, monkeypatch, tmp_path, stand_i
     assert "500 Mbit/s, 100 µs (emulated), ROBE data-parallel: 100× slower, 3.00×" in out
     assert "EMULATED" in (tmp_path / "out/crossover.html").read_text()
 
-    assert run(*arguments) == 0
-    assert "2 of 2 cells are there already" in capsys.readouterr().err
+    assert run(*arguments, "--json") == 0
+    printed = capsys.readouterr()
+    assert "2 of 2 cells are there already" in printed.err
+    assert json.loads(printed.out) == json.loads((tmp_path / "out/crossover.json").read_text())
     assert len(stand_in()) == before + 3
 
 
 SCRIPT = """
 import sys
-from launch.netlab import command as netlab, netlab_cells
+from launch.netlab import command, netlab_cells
 netlab_cells.ENTRY = (sys.executable, sys.argv[1])
-netlab.main(sys.argv[2:])
+command.main(sys.argv[2:])
 """
 
 

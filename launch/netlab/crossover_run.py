@@ -1,0 +1,117 @@
+"""A sweep over networks from what is asked for to what is printed and written."""
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from configs.schema import Sharding
+from launch.netlab.netlab_cells import Sweep, Task, measure_cell, write_cell
+from recsys.cost.crossover import CrossoverFile, Link
+from recsys.cost.crossover_report import build_page
+from recsys.report.page import Page
+from recsys.runs.run_dir import describe_environment, write_atomically
+
+VERSION = 1
+_RATES_MBIT, _DELAYS_US = (100.0, 1000.0, 10_000.0), (50.0, 1000.0)
+_NETWORKS = ((10_000, 50), (1000, 50), (1000, 1000), (100, 1000))
+_OWN_KEYS = {
+    "training.global_batch_size": "--batch",
+    "embedding.compression": "--compression",
+    "parallelism.sharding": "--sharding",
+    "parallelism.world_size": "--hosts",
+}
+
+
+def build_sweep(
+    *,
+    links: Sequence[Link],
+    batch_sizes: Sequence[int],
+    compressions: Sequence[float],
+    shardings: Sequence[str],
+    overrides: Sequence[str],
+    **settings: Any,
+) -> Sweep:
+    """Return what is measured, of all checked options. Raises ValueError naming the option and the value."""
+    for text in overrides:
+        if option := _OWN_KEYS.get(text.partition("=")[0].strip()):
+            raise ValueError(f"{text}: the sweep sets this itself, use {option}")
+    for sharding in shardings:
+        if sharding not in get_args(Sharding):
+            raise ValueError(f"--sharding {sharding}: unknown; known: {', '.join(get_args(Sharding))}")
+    return Sweep(
+        links=list(links),
+        batch_sizes=list(batch_sizes),
+        compressions=list(compressions),
+        shardings=list(shardings),
+        overrides=list(overrides),
+        **settings,
+    )
+
+
+def choose_links(
+    rates_mbit: Sequence[float] | None,
+    delays_us: Sequence[float] | None,
+    pairs: Sequence[tuple[float, float]] | None,
+) -> list[Link]:
+    """Return the pairs, or every rate with every delay, or the default networks where nothing is chosen."""
+    if pairs:
+        if rates_mbit or delays_us:
+            raise ValueError("--network: pairs take the place of --rate-mbit and --delay-us")
+    elif rates_mbit or delays_us:
+        pairs = list(itertools.product(rates_mbit or _RATES_MBIT, delays_us or _DELAYS_US))
+    return [Link(rate_mbit=rate, delay_us=delay) for rate, delay in pairs or _NETWORKS]
+
+
+def measure_tasks(tasks: Sequence[Task], cells: dict[Task, dict[str, Any]], directory: Path) -> None:
+    """Adds the cell of every task as soon as it is measured and kept."""
+    with _progress(sum(task.weight for task in tasks)) as (describe, advance):
+        for task in tasks:
+            describe(task.label)
+            cells[task] = measure_cell(task)
+            write_cell(task, cells[task], directory)
+            advance(task.weight)
+
+
+@contextmanager
+def _progress(total: float) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
+    """A bar on stderr, or a line a cell where that is no terminal; yields what says what is done, and what moves it."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left:"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
+
+        def describe(what: str) -> None:
+            progress.update(bar, description=what)
+            if not console.is_terminal:
+                console.print(what, soft_wrap=True)
+
+        yield describe, lambda weight: progress.advance(bar, weight)
+
+
+def write_crossover(
+    measured: Sequence[dict[str, Any]], num_asked: int, hosts: int, output: Path
+) -> tuple[dict[str, Any], Page | None]:
+    """Write crossover.json and, where a cell was measured, the page; return the document and the page."""
+    environment = describe_environment(torch.device("cpu"), hosts)
+    del environment["threads_per_rank"], environment["omp_wait_policy"]  # of this process; those of ranks are in cells
+    document = {
+        "version": VERSION,
+        "status": "finished" if len(measured) == num_asked else f"{len(measured)} of {num_asked} cells",
+        "environment": environment,
+        "cells": [cell for one in measured for cell in one["cells"]],
+    }
+    write_atomically(output / "crossover.json", json.dumps(document, indent=2, allow_nan=False))
+    if not measured:
+        return document, None
+    page = build_page(CrossoverFile.model_validate(document))
+    page.write(output / "crossover.html")
+    print(f"page: {output / 'crossover.html'}, figures: {output / 'crossover.json'}", file=sys.stderr)
+    return document, page
