@@ -28,7 +28,7 @@ ALLOWED = {
     "recsys.report": {"configs", "recsys.runs"},
     "recsys.studies": {"configs", *(f"recsys.{room}" for room in RECSYS if room not in ("bench", "cost"))},
     "recsys.bench": {"configs", "pss", *(f"recsys.{room}" for room in RECSYS if room not in ("studies", "cost"))},
-    "recsys.cost": {"configs", "recsys.bench", "recsys.report", "recsys.data", "recsys.runs"},
+    "recsys.cost": {"configs", "recsys.report", "recsys.data", "recsys.runs"},
     "launch.runners": {"launch.cli", "configs", "pss", "baselines", *(f"recsys.{room}" for room in RECSYS)},
     "launch": {"configs", "pss", "baselines", *(f"recsys.{room}" for room in RECSYS)},
 }  # fmt: skip

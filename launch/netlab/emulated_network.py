@@ -1,9 +1,9 @@
 """Hosts with a network of chosen rate and delay between them, on one machine: for jobs whose communication matters.
 
 Every host is a network namespace with one device, whose link goes to a switch: full duplex, of the same rate both ways,
-with the same one-way delay between any two hosts. The links are a process, launch/relay.c, between TUN devices. It is
-used whatever the kernel offers: for delay that would be netem, which many kernels are built without, and one mechanism
-is one to prove. It takes its share of the cores, which `Counts` tells.
+with the same one-way delay between any two hosts. The links are a process, relay.c, between TUN devices. It is used
+whatever the kernel offers: for delay that would be netem, which many kernels are built without, and one mechanism is
+one to prove. It takes its share of the cores, which `Counts` tells.
 
 Relay and namespaces end with the `with` block. Where this process is killed, the relay ends by itself, and the
 namespaces, which carry the process's id in their names, are removed when the next network is made.
@@ -39,7 +39,7 @@ _networks = itertools.count()
 
 @dataclass(frozen=True)
 class Counts:
-    """What went over the links of an emulated network so far, and the time of a core that it cost."""
+    """Packets and bytes that went over the links of an emulated network so far, and the time of a core it cost."""
 
     packets: int
     bytes: int
@@ -49,7 +49,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Network:
-    """rate_mbit, delay_us: as asked for, one direction; None: not emulated."""
+    """Hosts that reach each other. rate_mbit, delay_us: as requested, one direction; None: not emulated."""
 
     hosts: Sequence[Host]
     rate_mbit: float | None = None
@@ -58,14 +58,15 @@ class Network:
 
     @property
     def is_emulated(self) -> bool:
+        """Return whether a relay makes the network."""
         return self.relay is not None
 
     def measure(self, seconds: float = 1.0) -> Speed:
-        """Between the first two hosts, in about 2 × `seconds`."""
+        """Return the speed between the first two hosts, in about 2 × `seconds`."""
         return measure_speed(self.hosts[0], self.hosts[1], seconds)
 
     def is_as_asked(self, speed: Speed) -> bool:
-        """Whether rate and round trip are within 25 % of what was asked for; the round trip, or within 0.1 ms."""
+        """Return whether rate and round trip are within 25 % of what was requested, the round trip or within 0.1 ms."""
         if self.rate_mbit is None or self.delay_us is None:
             return True
         asked_us = 2 * self.delay_us
@@ -73,7 +74,7 @@ class Network:
         return is_rate_close and abs(speed.round_trip_us - asked_us) <= max(_CLOSE * asked_us, _HOSTS_OWN_US)
 
     def read_counts(self) -> Counts:
-        """Raises RuntimeError where the network is not emulated or its relay has ended."""
+        """Return the counts so far. Raises RuntimeError where the network is not emulated or its relay has ended."""
         relay = self.relay
         if relay is None or relay.poll() is not None or not relay.stdin or not relay.stdout:
             raise RuntimeError("no relay is running")
@@ -83,7 +84,7 @@ class Network:
 
 
 def describe_obstacle() -> str | None:
-    """Why this machine cannot emulate a network; None: it can."""
+    """Return why this machine cannot emulate a network, None where it can."""
     if platform.system() != "Linux":
         return f"emulated networks need Linux, this is {platform.system()}"
     for program in ("ip", "setpriv"):
@@ -94,21 +95,24 @@ def describe_obstacle() -> str | None:
     if not Path("/dev/net/tun").exists():
         return "emulated networks need /dev/net/tun (modprobe tun)"
     probe = _new_names(1)[0]
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    added = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
     _remove_namespaces([probe])
-    if made.returncode:
-        return f"emulated networks need root and network namespaces: {made.stderr.strip()}"
+    if added.returncode:
+        return f"emulated networks need root and network namespaces: {added.stderr.strip()}"
     return None
 
 
 def local_network(num_hosts: int) -> Network:
-    """Hosts that are this machine, over its loopback: what an emulated network is compared with."""
+    """Return hosts that are this machine, over its loopback: what an emulated network is compared with."""
     return Network([Host("127.0.0.1", "lo")] * num_hosts)
 
 
 @contextlib.contextmanager
 def emulated_network(num_hosts: int, *, rate_mbit: float, delay_us: float) -> Iterator[Network]:
-    """Hosts joined by links of that rate (Mbit/s of IP packets) and one-way delay. Raises ValueError, RuntimeError."""
+    """Yield hosts joined by links of that rate (Mbit/s of IP packets) and one-way delay.
+
+    Raises ValueError for what no network can be, RuntimeError where this one cannot be started.
+    """
     if not 2 <= num_hosts <= 250:
         raise ValueError(f"num_hosts = {num_hosts}: an emulated network has 2 to 250 hosts")
     if not 0.1 <= rate_mbit <= 100_000:
@@ -135,7 +139,7 @@ def emulated_network(num_hosts: int, *, rate_mbit: float, delay_us: float) -> It
 
 
 def remove_stale_namespaces() -> list[str]:
-    """Removes namespaces of processes that are no more; returns their names."""
+    """Remove namespaces of processes that are no more, and return their names."""
     names = [path.name for path in NAMESPACES.glob("pss-*")]
     stale = [name for name in names if (match := _NAME.fullmatch(name)) and not Path("/proc", match[1]).exists()]
     _remove_namespaces(stale)
@@ -153,7 +157,7 @@ def _remove_namespaces(names: Sequence[str]) -> None:
 
 
 def _choose_mtu(rate_mbit: float) -> int:
-    """A packet lasts about 0.1 ms: large ones cost less of the cores, and no message waits long behind one."""
+    """Return the size of packets of 0.1 ms: large ones cost less of the cores, and none waits long behind one."""
     return round(min(max(rate_mbit * 1e6 / 8 * _PACKET_S, _LEAST_MTU), _LARGEST_MTU))
 
 
@@ -194,6 +198,6 @@ def _compiler() -> str:
 
 
 def _build_relay() -> Path:
-    """The program, compiled where it is not in the cache."""
+    """Return the program, compiled where it is not in the cache."""
     name = f"relay_{platform.machine()}_{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}"
     return build_once(name, lambda built: _run(_compiler(), "-O2", str(SOURCE), "-o", str(built)))

@@ -19,7 +19,7 @@ _TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Host:
-    """namespace: None is this machine as it is."""
+    """A host of a job. namespace: None is this machine as it is."""
 
     address: str
     interface: str
@@ -27,13 +27,13 @@ class Host:
 
     @property
     def prefix(self) -> list[str]:
-        """What a command begins with that runs on the host."""
+        """Return what a command begins with that runs on the host."""
         return ["ip", "netns", "exec", self.namespace] if self.namespace else []
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What TCP carries each way while both are used, and how long a byte takes there and back.
+    """The rate that TCP carries each way while both are used, and how long a byte takes there and back.
 
     Beside a link's own: 2 to 8 % of the rate are TCP's and IP's headers, and 20 to 60 µs of the round trip are the
     hosts' own way to their links.
@@ -44,7 +44,7 @@ class Speed:
 
 
 def measure_speed(near: Host, far: Host, seconds: float = 1.0) -> Speed:
-    """In about 2 × `seconds`. Both send at once, as in a collective."""
+    """Return the speed between two hosts, in about 2 × `seconds`. Both send at once, as in a collective."""
     with connect(near, far) as ends:
         round_trip_s = _measure_round_trip_s(*ends)
     with connect(near, far) as ends:
@@ -55,7 +55,7 @@ def measure_speed(near: Host, far: Host, seconds: float = 1.0) -> Speed:
 
 @contextlib.contextmanager
 def inside(host: Host) -> Iterator[None]:
-    """Sockets that this thread makes within the block are the host's. Raises OSError without the right to."""
+    """Make sockets of this thread the host's within the block. Raises OSError without the right to."""
     if host.namespace is None:
         yield
         return
@@ -76,7 +76,7 @@ def inside(host: Host) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connect(near: Host, far: Host) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a TCP connection between two hosts."""
+    """Yield both ends of a TCP connection between two hosts."""
     with contextlib.ExitStack() as stack:
         with inside(far):
             listener = stack.enter_context(socket.create_server((far.address, 0)))
@@ -90,7 +90,7 @@ def connect(near: Host, far: Host) -> Iterator[tuple[socket.socket, socket.socke
 
 
 def _measure_round_trip_s(near: socket.socket, far: socket.socket) -> float:
-    """Median of one byte's way there and back. One thread does both ends: none has to wait for a core."""
+    """Return the median of one byte's way there and back. One thread does both ends: none has to wait for a core."""
     times: list[float] = []
     end_s = time.perf_counter() + _PING_S
     while len(times) < _LEAST_PINGS or (len(times) < _PINGS and time.perf_counter() < end_s):
@@ -103,7 +103,7 @@ def _measure_round_trip_s(near: socket.socket, far: socket.socket) -> float:
 
 
 def _measure_bytes_per_s(ends: Sequence[socket.socket], begin_s: float, end_s: float) -> float:
-    """What each end gets in a second of that time while both send, in the mean."""
+    """Return what each end gets in a second of that time while both send, in the mean."""
     with ThreadPoolExecutor(2 * len(ends)) as threads:
         received = [threads.submit(receive, end, begin_s, end_s) for end in ends]
         for end in ends:
@@ -112,7 +112,7 @@ def _measure_bytes_per_s(ends: Sequence[socket.socket], begin_s: float, end_s: f
 
 
 def send(end: socket.socket, end_s: float) -> None:
-    """Sends as fast as it goes until that time of time.perf_counter."""
+    """Send as fast as it goes until that time of time.perf_counter."""
     block = bytes(_BLOCK_BYTES)
     with contextlib.suppress(OSError):
         while time.perf_counter() < end_s:
@@ -121,7 +121,7 @@ def send(end: socket.socket, end_s: float) -> None:
 
 
 def receive(end: socket.socket, begin_s: float, end_s: float) -> float:
-    """Bytes a second between the first and the last that come in that time; takes all until the sender is done."""
+    """Return bytes a second between the first and the last of that time; all are taken until the sender is done."""
     buffer, received, first_s, last_s = bytearray(_BLOCK_BYTES), 0, 0.0, 0.0
     while size := end.recv_into(buffer):
         now_s = time.perf_counter()

@@ -18,7 +18,7 @@ _TAIL_LINES = 15
 
 
 class RankFailed(RuntimeError):
-    """A rank did not succeed; the message ends with the last lines of what it said."""
+    """Raised where a rank does not succeed; the message ends with the last lines that it printed."""
 
 
 def run_ranks(
@@ -29,7 +29,7 @@ def run_ranks(
     ranks_per_host: int = 1,
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """Runs a command as every rank of a job, host by host, and waits for all of them.
+    """Run a command as every rank of a job, host by host, and wait for all of them.
 
     Ranks find each other as torchrun's do (RANK, WORLD_SIZE, MASTER_ADDR, ...); env is laid over that. Raises
     RankFailed when one fails, or has not ended in time. No rank, nor what it started, outlives the call.
@@ -40,14 +40,14 @@ def run_ranks(
         for rank in range(len(network.hosts) * ranks_per_host):
             variables = _rank_variables(network, rank, ranks_per_host) | {"MASTER_PORT": port} | dict(env or {})
             prefix = network.hosts[rank // ranks_per_host].prefix
-            with Path(directory, str(rank)).open("w") as said:
+            with Path(directory, str(rank)).open("w") as log:
                 process = subprocess.Popen(
                     # The kernel ends a rank with us where we are killed, and a terminal's Ctrl-C is for us alone.
                     ["setpriv", "--pdeathsig", "KILL", *prefix, *command],
                     env=os.environ | variables,
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=log,
+                    stderr=log,
                     start_new_session=True,
                 )
             stack.callback(_kill, process)
@@ -56,7 +56,7 @@ def run_ranks(
 
 
 def _choose_port(network: Network) -> str:
-    """A namespace has all ports to itself, this machine has not."""
+    """Return a free port; a namespace has all ports to itself, this machine has not."""
     if network.is_emulated:
         return str(_MASTER_PORT)
     with socket.create_server((network.hosts[0].address, 0)) as server:
@@ -64,7 +64,7 @@ def _choose_port(network: Network) -> str:
 
 
 def _rank_variables(network: Network, rank: int, ranks_per_host: int) -> dict[str, str]:
-    """TCP's store is each job's own, and threads that wait leave the cores to others: two ranks may share one."""
+    """Return what torchrun would set; TCP's store is each job's own, and waiting threads leave cores to others."""
     variables = {
         "RANK": rank,
         "WORLD_SIZE": len(network.hosts) * ranks_per_host,
@@ -80,7 +80,7 @@ def _rank_variables(network: Network, rank: int, ranks_per_host: int) -> dict[st
 
 
 def _wait(processes: Sequence[subprocess.Popen], directory: Path, timeout_s: float) -> None:
-    """Returns when all have succeeded; raises at the first that has not: those after it fail because of it."""
+    """Return when all have succeeded; raise at the first that has not: those after it fail because of it."""
     end_s = time.monotonic() + timeout_s
     with contextlib.ExitStack() as stack:
         running = {}
@@ -106,7 +106,7 @@ def _tail(directory: Path, rank: int) -> str:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """With the processes it has started."""
+    """Kill a rank with the processes it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

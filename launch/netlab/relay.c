@@ -1,4 +1,5 @@
-/* The links between emulated hosts: a star of network namespaces. launch/emulated_network.py compiles and starts it.
+/* The links between emulated hosts: a star of network namespaces. launch/netlab/emulated_network.py
+ * compiles and starts it.
  *
  *     relay RATE_BYTES_PER_S DELAY_S QUEUE_BYTES MTU NAMESPACE...
  *
@@ -29,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PACKETS_A_TURN 64 /* read from one host before the others are looked at */
+#define PACKETS_AT_ONCE 64 /* read from one host before the others are looked at */
 #define MOST_LATE_S 50e-6 /* timers are allowed for up to this */
 #define DESTINATION 16    /* of an IPv4 header's bytes the first of the receiver's address */
 #define HEADER_BYTES 20
@@ -82,10 +83,10 @@ static Packet *pop(Link *link) {
     return packet;
 }
 
-/* When a link that is given a packet at arrival_s begins to send it; below 0: it drops it, too much is waiting. */
-static double begin(Link *link, const Packet *packet, double arrival_s) {
-    double start_s = link->free_s > arrival_s ? link->free_s : arrival_s;
-    if ((start_s - arrival_s) * rate > queue_bytes)
+/* When a link that is given a packet at given_s begins to send it; below 0: it drops it, too much is waiting. */
+static double begin(Link *link, const Packet *packet, double given_s) {
+    double start_s = link->free_s > given_s ? link->free_s : given_s;
+    if ((start_s - given_s) * rate > queue_bytes)
         return -1;
     link->free_s = start_s + packet->size / rate;
     return start_s;
@@ -115,7 +116,7 @@ static int open_tun(const char *namespace) {
 
 /* Reads what a host sends, and gives it to its link. */
 static void take_packets(Host *host) {
-    for (int i = 0; i < PACKETS_A_TURN; i++) {
+    for (int i = 0; i < PACKETS_AT_ONCE; i++) {
         Packet *packet = malloc(sizeof *packet + mtu);
         if (!packet)
             fail("malloc");

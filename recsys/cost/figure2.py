@@ -117,18 +117,21 @@ def build_table(part: Part, lines: Sequence[Line]) -> Table:
         Column("exposed communication", "Share of the profiled step in which nothing is computed.",
                lambda line: Cell.of(100 * line.exposed_share, "{:.0f} %".format)),
     ]  # fmt: skip
+    of_part: list[Column[Line]]
     if part == "a":
-        columns += [_phase_column(name, phases) for name, phases in PHASES.items()]
-        columns += [Column(f"{PAPER.test_samples / 1e6:.0f} M samples", cell=total_s, unit="s")]
-        columns += [Column("paper", "Full tables on eight GPUs, PSS on one.", paper, unit="s")]
+        of_part = [
+            *(_phase_column(name, phases) for name, phases in PHASES.items()),
+            Column(f"{PAPER.test_samples / 1e6:.0f} M samples", cell=total_s, unit="s"),
+            Column("paper", "Full tables on eight GPUs, PSS on one.", paper, unit="s"),
+        ]
     else:
-        columns += [
+        of_part = [
             Column("compression", cell=lambda line: Cell.of(line.compression, "{:,.0f}×".format)),
             Column("1,000 steps", cell=lambda line: Cell.of(line.step_ms, "{:.1f}".format), unit="s"),
             Column("speed-up", cell=lambda line: Cell.of(baseline.step_ms / line.step_ms, "{:.2f}×".format)),
             Column("paper", "Full tables on eight GPUs, PSS on one.", paper),
         ]
-    return Table.of(lines, columns, is_compact=True)
+    return Table.of(lines, [*columns, *of_part], is_compact=True)
 
 
 def _phase_column(name: str, phases: Sequence[str]) -> Column[Line]:
