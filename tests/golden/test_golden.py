@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch import bench_methods, compare, compress, figure2, project, study
+from launch import compare, compress, figure2, project, study
 from launch.netlab.validation import print_proofs
 from launch.runners import compress_runs, figure2_runs
 from launch.runners.trial import Outcome
@@ -97,14 +97,6 @@ def run_stored(root: str) -> Callable[..., list[Outcome]]:
         return outcomes
 
     return run_trials
-
-
-def bench_stored_methods() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_methods, "run_trials", run_stored("methods/runs"))
-        configs = _expand("methods/configs/synthetic_*.toml")
-        grid = ["--compressions", "5", "50", "1e9", "--rates", "1", "3", "--seeds", "0", "1"]
-        bench_methods.main([*configs, *grid, "--jobs", "1", "--output", "out"])
 
 
 def compress_stored_runs() -> None:
@@ -177,7 +169,7 @@ CASES = [
             },
             status=1,
         )
-        for name in ("table1", "table3", "table4")
+        for name in ("table1", "table3", "table4", "methods")
     ),
     *(
         command(
@@ -186,12 +178,7 @@ CASES = [
             {f"experiments/{name}.json": STDOUT},
             status=1,
         )
-        for name in ("table1", "table3", "table4")
-    ),
-    Case(
-        bench_stored_methods,
-        {"methods/table.txt": STDOUT, "methods/table.md": "out/table.md", "methods/results.json": "out/results.json"},
-        status=1,
+        for name in ("table1", "table3", "table4", "methods")
     ),
     Case(compress_stored_runs, {"compress/table.txt": STDOUT}),
     Case(lambda: draw_stored_figure("a"), {"figure2/a.txt": STDOUT}),

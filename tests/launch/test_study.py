@@ -1,19 +1,28 @@
-"""The command of the experiments: what it makes, tunes and refuses, and that it goes on where it stopped."""
+"""The command of the studies: what it makes, tunes and refuses, and that it goes on where it stopped."""
 
 import json
 import os
 
 import pytest
 
-from launch.runners import experiment_runs
-from launch.runners.experiment_runs import StudyRequest, make_plan, make_runs, merge_environments
+from launch.runners import study
 from launch.runners.local import RunnerOptions
+from launch.runners.study import (
+    StudyRequest,
+    change_study,
+    choose_next_rate,
+    choose_rate,
+    make_plan,
+    make_runs,
+    merge_environments,
+)
 from launch.runners.trial import Outcome
 from launch.study import main
 from recsys.runs.run_dir import RunDir
-from recsys.studies.experiment_records import read_results
+from recsys.studies.records import load_results
+from recsys.studies.spec import load_study
 from tests.recsys.report.fake_runs import write_run
-from tests.recsys.studies.test_experiment_plan import TOY, write_toy
+from tests.recsys.studies.test_plan import TOY, write_toy
 
 SMALL = [
     "data.synthetic.scale=0.001",
@@ -31,10 +40,10 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def _toy(tmp_path, monkeypatch):
-    """One experiment, `toy`, in a directory of its own."""
+    """One study, `toy`, in a directory of its own."""
     monkeypatch.chdir(tmp_path)
     path = write_toy(tmp_path, "rates = [1.0]", "rates = [1.0, 3.0, 10.0]")
-    monkeypatch.setattr(experiment_runs, "find_experiments", lambda: {"toy": path})
+    monkeypatch.setattr(study, "find_studies", lambda: {"toy": path})
 
 
 def run(*arguments):
@@ -44,31 +53,58 @@ def run(*arguments):
     return left.value.code
 
 
+@pytest.mark.parametrize(
+    ("losses", "best", "following"),
+    [
+        ({1: 0.5, 3: 0.4, 10: 0.6}, 3, None),
+        ({1: 0.5, 3: 0.4, 10: 0.3}, 10, 30.0),
+        ({10: 0.3, 1: 0.5, 3: 0.4}, 10, 30.0),
+        ({1: 0.3, 3: 0.4, 10: 0.5}, 1, 0.3),
+        ({0.1: 0.3, 0.2: 0.4, 0.4: 0.5}, 0.1, 0.05),
+        ({1: 0.3, 3: None, 10: None}, 1, 0.3),
+        ({1: None, 3: None, 10: None}, None, 0.3),
+        ({3: 0.4}, 3, None),
+    ],
+)
+def test_the_rate_of_lowest_loss_and_one_step_beyond_the_end(losses, best, following):
+    assert choose_rate(losses) == best
+    assert choose_next_rate(losses) == following
+
+
+def test_a_study_is_narrowed_to_methods_compressions_and_seeds(tmp_path):
+    toy = load_study(tmp_path / "toy.toml")
+    changed = change_study(toy, StudyRequest(items=["toy"], methods=["robe"], compressions=[50, 5], seeds=[7]))
+    assert [(method.name, method.compressions) for method in changed.methods] == [("full", (1.0,)), ("robe", (5, 50))]
+    assert (changed.seeds, changed.epsilon) == ((7,), toy.epsilon)
+    plan = make_plan(StudyRequest(items=["toy", *SMALL], rates=[2.0]), RunnerOptions())
+    assert (plan.source.rates, plan.facts["rates"], plan.runs_per_arm) == ((2.0,), [2.0], 3)
+
+
 class FakeRuns:
-    """Stands for `run_trials`: log loss is lowest at the best rate; named cells fail."""
+    """Stands for `run_trials`: log loss is lowest at the best rate; named trials fail."""
 
     def __init__(self, root, best, failing=()):
         self.root, self.best, self.failing, self.asked = root, best, failing, []
 
-    def __call__(self, cells, runs, title):
-        self.asked.append((title, [cell.name for cell in cells]))
-        return [self.make(cell) for cell in cells]
+    def __call__(self, trials, runner, title):
+        self.asked.append((title, [trial.name for trial in trials]))
+        return [self.make(trial) for trial in trials]
 
-    def make(self, cell):
-        values = dict(override.split("=", 1) for override in cell.overrides)
+    def make(self, trial):
+        values = dict(override.split("=", 1) for override in trial.overrides)
         rate, seed = float(values["optimizer.embedding_learning_rate"]), int(values["run.seed"])
-        if any(part in cell.name for part in self.failing):
-            return Outcome(cell, RunDir(self.root / cell.name), "FloatingPointError: nan at step 9, batch 9", 2.0)
+        if any(part in trial.name for part in self.failing):
+            return Outcome(trial, RunDir(self.root / trial.name), "FloatingPointError: nan at step 9, batch 9", 2.0)
         auc = 0.78 - 0.001 * abs(rate - self.best[values["embedding.compression"]]) + 0.0001 * seed
-        path = write_run(self.root, cell.name, seed=seed, ranks=1, evaluations=[(5.0, 400_000, 1.0, auc)])
-        return Outcome(cell, RunDir(path), None, 9.0)
+        path = write_run(self.root, trial.name, seed=seed, ranks=1, evaluations=[(5.0, 400_000, 1.0, auc)])
+        return Outcome(trial, RunDir(path), None, 9.0)
 
 
 def make_faked(monkeypatch, tmp_path, best, failing=()):
     runs = FakeRuns(tmp_path / "faked", best, failing)
     (tmp_path / "faked").mkdir()
-    monkeypatch.setattr(experiment_runs, "run_trials", runs)
-    return runs, make_runs(make_plan(StudyRequest(items=["toy", *SMALL]), RunnerOptions()), runs=None)
+    monkeypatch.setattr(study, "run_trials", runs)
+    return runs, make_runs(make_plan(StudyRequest(items=["toy", *SMALL]), RunnerOptions()), runner=None)
 
 
 def test_each_compression_is_tuned_on_the_first_seed(monkeypatch, tmp_path):
@@ -83,21 +119,19 @@ def test_each_compression_is_tuned_on_the_first_seed(monkeypatch, tmp_path):
         *(f"dlrm_robe_100x_lr10_s{s}" for s in (1, 2)),
     ]
     assert [(m.learning_rate, m.seed) for m in made if m.is_result][:3] == [(3.0, 0), (3.0, 1), (3.0, 2)]
-    assert [m.group.name for m in made] == sorted(
-        (m.group.name for m in made), key=lambda n: (n[5:] != "full_1x", len(n))
-    )
+    assert [m.arm.name for m in made] == sorted((m.arm.name for m in made), key=lambda n: (n[5:] != "full_1x", len(n)))
     assert sum(m.is_trial for m in made) == 11
 
 
-def test_a_rate_that_fails_is_not_chosen_and_a_group_of_failures_makes_no_others(monkeypatch, tmp_path):
+def test_a_rate_that_fails_is_not_chosen_and_an_arm_of_failures_makes_no_others(monkeypatch, tmp_path):
     runs, made = make_faked(monkeypatch, tmp_path, {"1.0": 3, "10.0": 3, "100.0": 3}, ["10x_lr3", "100x"])
     assert runs.asked[1] == ("beyond the grid", ["dlrm_robe_10x_lr0.3_s0", "dlrm_robe_100x_lr0.3_s0"])
     later = runs.asked[2][1]
     assert [name for name in later if "10x" in name] == ["dlrm_robe_10x_lr1_s1", "dlrm_robe_10x_lr1_s2"]
     assert not [name for name in later if "100x" in name]
-    failed = [m for m in made if m.error]
+    failed = [m for m in made if m.failure]
     assert len(failed) == 5
-    assert "FloatingPointError: nan at step 9, batch 9 (log: " in failed[0].error
+    assert "FloatingPointError: nan at step 9, batch 9 (log: " in failed[0].failure
 
 
 def test_an_environment_is_that_of_all_runs(tmp_path):
@@ -117,7 +151,7 @@ def test_an_environment_is_that_of_all_runs(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "experiment: one of toy is needed, given: none"),
+        ([], "study: one of toy is needed, given: none"),
         (["tabel4"], "one of toy is needed, given: tabel4"),
         (["toy", "training.epoch=1"], "unknown key (did you mean epochs?)"),
         (["toy", "--seeds", "1,1"], "'--seeds': 1,1: a value is given twice"),
@@ -127,6 +161,9 @@ def test_an_environment_is_that_of_all_runs(tmp_path):
         (["toy", "--target", "0.95", *SMALL], "--target 0.95: the best possible AUC on the test rows is 0.7998"),
         (["toy", "--data", "nowhere"], "--data nowhere: no such file"),
         (["toy", "--jobs", "0", *SMALL], "jobs = 0"),
+        (["toy", "--methods", "rob"], "--methods: the study has no rob; it has full, robe"),
+        (["toy", "--methods", "full"], "--methods: one besides the baseline is needed"),
+        (["toy", "--compressions", "0.5"], "--compressions 0.5: must be at least 1"),
         (["--show", "nowhere.parquet"], "nowhere.parquet"),
         (["toy", "--json", "--latex"], "--json, --markdown, --latex: one of them at a time"),
     ],
@@ -138,7 +175,7 @@ def test_a_mistake_is_told_before_anything_runs(arguments, said, capsys, tmp_pat
 
 
 def test_a_dry_run_tells_bytes_and_what_does_not_fit(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment_runs, "available_bytes", lambda _: 850 * 2**20)
+    monkeypatch.setattr(study, "available_bytes", lambda _: 850 * 2**20)
     assert run("toy", "--dry-run", *SMALL, "data.synthetic.scale=0.1") == 0
     said = capsys.readouterr().out
     assert "1006 MiB" in said
@@ -148,14 +185,14 @@ def test_a_dry_run_tells_bytes_and_what_does_not_fit(capsys, monkeypatch, tmp_pa
 
 
 def test_when_nothing_fits_the_bytes_are_told(capsys, monkeypatch):
-    monkeypatch.setattr(experiment_runs, "available_bytes", lambda _: 2**20)
+    monkeypatch.setattr(study, "available_bytes", lambda _: 2**20)
     assert run("toy", *SMALL) == 2
     assert "nothing can be run:\n  dlrm_full_1x: needs 8" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("PSS_BENCH_LONG" not in os.environ, reason="half a minute or more: set PSS_BENCH_LONG=1")
-def test_an_experiment_from_runs_to_tables(tmp_path, capsys):
+def test_a_study_from_runs_to_tables(tmp_path, capsys):
     """A grid whose second rate diverges; then the same again, which makes nothing; then the tables from the file."""
     toy = TOY.replace("rates = [1.0]", "rates = [1.0, 1e30]").replace("[10, 100]", "[10]")
     (tmp_path / "toy.toml").write_text(toy)
@@ -164,17 +201,17 @@ def test_an_experiment_from_runs_to_tables(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "dlrm_full_1x_lr1e30_s0: " in shown.out
     assert "FloatingPointError" in shown.out
-    results = read_results(tmp_path / "out" / "results.parquet")
-    finished = {row["run"] for row in results.rows if not row["problem"]}
-    assert finished == {f"dlrm_{group}_lr1_s{s}" for group in ("full_1x", "robe_10x") for s in (0, 1)}
-    assert all(row["difference"] is not None for row in results.rows if row["method"] == "robe")
-    assert all(row["step_ms_alone"] > 0 for row in results.rows)
+    results = load_results(tmp_path / "out" / "results.parquet")
+    finished = {row["run"] for row in results.frame.runs.iter_rows(named=True) if not row["failure"]}
+    assert finished == {f"dlrm_{arm}_lr1_s{s}" for arm in ("full_1x", "robe_10x") for s in (0, 1)}
+    assert [arm["difference"] is not None for arm in results.arms] == [False, True]
+    assert all(ms > 0 for ms in results.frame.runs["interleaved_step_ms"])
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").glob("*_lr1_*/summary.json")}
     for name in ("index.html", "tables.md", "tables.tex"):
         (tmp_path / "out" / name).unlink()
     assert run(*arguments, "--json") == 1
     numbers = json.loads(capsys.readouterr().out)
-    assert [group["runs"] for group in numbers["groups"]] == [2, 2]
+    assert [arm["runs"] for arm in numbers["groups"]] == [2, 2]
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert run("--show", str(tmp_path / "out" / "results.parquet"), "--latex") == 1
     assert r"\begin{tabular}{lrr}" in capsys.readouterr().out
