@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m launch.demo --device $(DEVICE) $(if $(DATA),--data $(DATA))
 
 bench-methods: $(INSTALLED)
-	$(BIN)/python -m launch.bench_methods run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(RATES),--rates $(RATES))
+	$(BIN)/python -m launch.study methods run.device=$(DEVICE) $(if $(DATA),--data $(DATA)) $(if $(RATES),--rates $(RATES))
 
 microbench: $(INSTALLED)
 	$(BIN)/python -m launch.microbench --device $(DEVICE) $(if $(GRID),--grid $(GRID))
