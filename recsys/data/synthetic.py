@@ -125,7 +125,7 @@ class SyntheticCriteo(Dataset):
         return cls(options)
 
     def read_split(self, split: str, indices: np.ndarray) -> Rows:
-        # dense (n, 13) = ln(1 + x), missing = 0
+        # dense is ln(1 + x), with 0 for a missing x: what Criteo's reader makes of the written file.
         n = len(indices)
         dense = np.empty((n, len(DENSE_NAMES)), np.float32)
         ids = np.empty((len(FEATURE_NAMES), n), np.int64)
