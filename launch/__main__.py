@@ -17,6 +17,7 @@ SECTIONS = {
         "bench": "launch.bench",
         "netlab": "launch.netlab.command",
         "project": "launch.project",
+        "theory": "launch.theory",
     },
 }
 HIDDEN = {"experiments": "launch.study", "docs": "launch.docs"}

@@ -26,7 +26,7 @@ import click
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 GOES_ON = "the same command goes on from here"
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -74,7 +74,7 @@ def print_error(message: str) -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-class _EndsAlike(click.Command):
+class EndsAlike(click.Command):
     """A click command that ends with the status of all our commands, and tells mistakes in one line."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -95,7 +95,7 @@ class _EndsAlike(click.Command):
         sys.exit(status or 0)
 
 
-class Command(_EndsAlike):
+class Command(EndsAlike):
     """A command whose function returns its status, None where all went well.
 
     when_interrupted: what becomes of the work, appended to the word "interrupted". examples: lines of its help.
@@ -138,7 +138,7 @@ def _stdout_is_closed() -> bool:
     return True
 
 
-class LazyGroup(_EndsAlike, click.Group):
+class LazyGroup(EndsAlike, click.Group):
     """Commands under headings, each imported when it is asked for.
 
     sections: heading -> name -> module that holds the command as `main`. hidden: name -> module, of names not listed.
@@ -197,16 +197,16 @@ def command(
     return click.command(
         name.rpartition(" ")[2],
         cls=Command,
-        help=_keep_lines(description or ""),
+        help=keep_lines(description or ""),
         short_help=summary,
         epilog="\n\n".join([*paragraphs, *filter(None, [notes])]),
-        context_settings=_SETTINGS,
+        context_settings=SETTINGS,
         examples=shown,
         **attributes,
     )
 
 
-def _keep_lines(text: str) -> str:
+def keep_lines(text: str) -> str:
     """Mark the indented paragraphs, whose lines click would otherwise fill."""
     return "\n\n".join(f"\b\n{part}" if part.startswith(" ") else part for part in text.split("\n\n"))
 
@@ -214,7 +214,7 @@ def _keep_lines(text: str) -> str:
 def group(name: str, description: str | None, *, summary: str = "", **attributes: Any) -> Callable[..., LazyGroup]:
     """Make a function a `LazyGroup`; attributes: its sections."""
     return click.group(
-        name, cls=LazyGroup, help=description, short_help=summary, context_settings=_SETTINGS, **attributes
+        name, cls=LazyGroup, help=description, short_help=summary, context_settings=SETTINGS, **attributes
     )
 
 

@@ -1,7 +1,7 @@
 """The theory of parameter sharing as code: how large M must be, and what a sketch really does to a table.
 
 `bounds` has the theorems of the PSS paper with their constants, `sketch_error` measures what they bound, `identical`
-counts ids that a hash gives the same embedding. `python -m pss.theory --help` is the command line.
+counts ids that a hash gives the same embedding. `commands` prints and plots them for a command line.
 """
 
 from pss.theory.bounds import BOUNDS, Bound, count_important, importance, pairwise_eps

@@ -1,4 +1,4 @@
-"""What `python -m pss.theory` does once its arguments are read: computes, prints, writes."""
+"""What a command line of the theory does once its arguments are read: computes, prints, writes."""
 
 import argparse
 import math
@@ -137,7 +137,7 @@ def _describe_slopes(points: Sequence[Point]) -> list[str]:
 
 
 def _write(points: Sequence[Point], subject: str, asked: argparse.Namespace) -> None:
-    command = shlex.join(["python", "-m", "pss.theory", *asked.words])
+    command = shlex.join(["pss-bench", *asked.words])
     try:
         write_page(points, Path(asked.output), subject=subject, rho=asked.rho, delta=asked.delta, command=command)
     except OSError as error:

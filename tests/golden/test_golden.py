@@ -31,7 +31,7 @@ from launch import compare, compress, figure2, project, study
 from launch.netlab.validation import print_proofs
 from launch.runners import compress_runs, figure2_runs
 from launch.runners.trial import Outcome
-from pss.theory.__main__ import main as theory
+from launch.theory import main as theory
 from recsys.bench import kernel_run
 from recsys.bench.kernel_bench import to_json as kernels_to_json
 from recsys.bench.kernel_report import build_size_tables
@@ -203,11 +203,11 @@ CASES = [
     command(theory, "--rows 40000000 --dim 128 --eps 0.5 --delta 0.01", {"theory/size.txt": STDOUT}),
     command(
         theory,
-        "measure --rows 500 --dim 8 --sizes 32 64 --seeds 20 --sketch gaussian sparse hashing",
+        "measure --rows 500 --dim 8 --sizes 32,64 --seeds 20 --sketch gaussian,sparse,hashing",
         {"theory/measure.txt": STDOUT},
     ),
     command(
-        theory, "identical --rows 2000 --dim 16 --memory-mb 0.001 0.01 --seeds 3", {"theory/identical.txt": STDOUT}
+        theory, "identical --rows 2000 --dim 16 --memory-mb 0.001,0.01 --seeds 3", {"theory/identical.txt": STDOUT}
     ),
 ]
 

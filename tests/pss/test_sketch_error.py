@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from launch.theory import main
 from pss.methods.robe import RobeEmbeddingBagCollection, cell
-from pss.theory.__main__ import main
 from pss.theory.bounds import pairwise_eps
 from pss.theory.sketch_error import (
     Reference,
@@ -220,9 +220,9 @@ def test_unreadable_tables_are_named(tmp_path, name, content, said):
 
 
 def test_the_page_holds_what_was_measured_and_fetches_nothing(tmp_path, capsys):
-    page = tmp_path / "new" / "page.html"
-    words = "measure --rows 300 --dim 3 --exponent 1 --sketch gaussian robe --sizes 64 128 --seeds 3 --delta 0.3"
-    main([*words.split(), "--output", str(page)])
+    page = tmp_path / "new" / "sketch_error.html"
+    words = "measure --rows 300 --dim 3 --exponent 1 --sketch gaussian,robe --sizes 64,128 --seeds 3 --delta 0.3"
+    assert main([*words.split(), "--output", str(page.parent)], standalone_mode=False) is None
     printed = capsys.readouterr().out
     text = page.read_text()
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(?!data:)", text)
@@ -243,6 +243,6 @@ def test_a_page_that_cannot_be_written_exits_with_2(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     words = "measure --rows 50 --dim 2 --sketch hashing --sizes 10 --seeds 1 --delta 0.5 --output"
     with pytest.raises(SystemExit) as stopped:
-        main([*words.split(), str(tmp_path / "file" / "page.html")])
+        main([*words.split(), str(tmp_path / "file" / "directory")])
     assert stopped.value.code == 2
     assert "cannot be written" in capsys.readouterr().err
