@@ -1,12 +1,12 @@
 """Sharded tables against ROBE over emulated networks: where does each side make the faster step?
 
 Ranks run as hosts, each in a network namespace, with links of chosen rate and delay. Over every network and at every
-batch size the same steps are timed, all setups of several ranks in turns in one job: tables sharded table-wise and
+batch size the same steps are timed, all arms of several ranks interleaved in one job: tables sharded table-wise and
 row-wise, and ROBE data-parallel at several compressions. ROBE in one process, with the threads of all ranks together,
 needs no network: it is timed right before, each time anew, for a machine drifts. This machine's plain loopback is
 measured too. Everything over other networks is emulated, and called so.
 
-A cell, one network at one batch size, is kept as soon as it is measured: the same command again measures what is
+A trial, one network at one batch size, is kept as soon as it is measured: the same command again measures what is
 missing or was measured with other settings. Written are crossover.json and a page, crossover.html. Linux and root.
 """
 
@@ -49,7 +49,7 @@ RATE, DELAY = cli.FiniteFloat(0.1, 100_000), cli.FiniteFloat(0, 1e6)
         "--hosts 3 --batch 1536 --output runs/three",
         "model.embedding_dim=64 data.synthetic.scale=0.03",
     ],
-    notes="The network is measured before each cell, and what was found is printed beside what was asked for. Relay "
+    notes="The network is measured before each trial, and printed beside what was requested. Relay "
     "and ranks share this machine's cores: at 10 Gbit/s the relay alone can take one of them.",
 )
 @click.option(
@@ -87,16 +87,16 @@ RATE, DELAY = cli.FiniteFloat(0.1, 100_000), cli.FiniteFloat(0, 1e6)
     metavar="PATH",
     help="Directory of sharded.toml, robe.toml and robe_single.toml.",
 )
-@click.option("--rounds", type=_POSITIVE, default=4, metavar="N", help="Rounds of a cell.")
-@click.option("--steps", type=_POSITIVE, default=5, metavar="N", help="Steps of a setup in a round.")
+@click.option("--rounds", type=_POSITIVE, default=4, metavar="N", help="Rounds of a trial.")
+@click.option("--steps", type=_POSITIVE, default=5, metavar="N", help="Steps of an arm in a round.")
 @cli.json_option("Print the figures as JSON instead of the tables.")
-@cli.output_option("runs/netlab", "Directory of cells, crossover.json and the page, crossover.html.")
+@cli.output_option("runs/netlab", "Directory of trials, crossover.json and the page, crossover.html.")
 @cli.overrides_argument()
 def main(as_json: bool, output: Path, rates_mbit: Any, delays_us: Any, pairs: Any, **asked: Any) -> int | None:
     """Measure, print and write. What was measured is kept and shown whatever ends it."""
     from launch.netlab import crossover_run
     from launch.netlab.emulated_network import describe_obstacle
-    from launch.netlab.netlab_cells import build_tasks, read_cell
+    from launch.netlab.trials import build_trials, load_trial
     from recsys.report.page import print_page
     from recsys.report.terminal import open_console
 
@@ -104,17 +104,18 @@ def main(as_json: bool, output: Path, rates_mbit: Any, delays_us: Any, pairs: An
         raise cli.Mistake(obstacle)
     with cli.mistakes(ValueError, OSError):
         links = crossover_run.choose_links(rates_mbit, delays_us, pairs)
-        tasks = build_tasks(crossover_run.build_sweep(links=links, **asked))
-        cells = {task: cell for task in tasks if (cell := read_cell(task, output / "cells"))}
+        trials = build_trials(crossover_run.build_sweep(links=links, **asked))
+        measured = {trial: kept for trial in trials if (kept := load_trial(trial, output / "trials"))}
         output.mkdir(parents=True, exist_ok=True)
-    if cells:
-        print(f"{len(cells)} of {len(tasks)} cells are there already", file=sys.stderr)
+    if measured:
+        print(f"{len(measured)} of {len(trials)} trials are there already", file=sys.stderr)
     try:
-        with cli.failures(RuntimeError):  # a rank failed, or the network could not be made
-            crossover_run.measure_tasks([task for task in tasks if task not in cells], cells, output / "cells")
+        with cli.failures(RuntimeError):  # a rank failed, or the network could not be started
+            missing = [trial for trial in trials if trial not in measured]
+            crossover_run.measure_trials(missing, measured, output / "trials")
     finally:
-        measured = [cells[task] for task in tasks if task in cells]
-        document, page = crossover_run.write_crossover(measured, len(tasks), asked["hosts"], output)
+        in_order = [measured[trial] for trial in trials if trial in measured]
+        document, page = crossover_run.write_crossover(in_order, len(trials), asked["hosts"], output)
         if as_json:
             print(json.dumps(document, indent=2, allow_nan=False))
         elif page:

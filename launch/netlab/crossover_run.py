@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from configs.schema import Sharding
-from launch.netlab.netlab_cells import Sweep, Task, measure_cell, write_cell
+from launch.netlab.trials import Sweep, Trial, measure_trial, save_trial
 from recsys.cost.crossover import CrossoverFile, Link
 from recsys.cost.crossover_report import build_page
 from recsys.report.page import Page
@@ -70,19 +70,19 @@ def choose_links(
     return [Link(rate_mbit=rate, delay_us=delay) for rate, delay in pairs or _NETWORKS]
 
 
-def measure_tasks(tasks: Sequence[Task], cells: dict[Task, dict[str, Any]], directory: Path) -> None:
-    """Adds the cell of every task as soon as it is measured and kept."""
-    with _progress(sum(task.weight for task in tasks)) as (describe, advance):
-        for task in tasks:
-            describe(task.label)
-            cells[task] = measure_cell(task)
-            write_cell(task, cells[task], directory)
-            advance(task.weight)
+def measure_trials(trials: Sequence[Trial], measured: dict[Trial, dict[str, Any]], directory: Path) -> None:
+    """Measure trials, each added to `measured` and kept in the directory as soon as it is there."""
+    with _progress(sum(trial.weight for trial in trials)) as (describe, advance):
+        for trial in trials:
+            describe(trial.label)
+            measured[trial] = measure_trial(trial)
+            save_trial(trial, measured[trial], directory)
+            advance(trial.weight)
 
 
 @contextmanager
 def _progress(total: float) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
-    """A bar on stderr, or a line a cell where that is no terminal; yields what says what is done, and what moves it."""
+    """Show a bar on stderr, or lines where that is no terminal; yield what names the trial, and what moves the bar."""
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left:"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
@@ -99,14 +99,14 @@ def _progress(total: float) -> Iterator[tuple[Callable[[str], None], Callable[[f
 def write_crossover(
     measured: Sequence[dict[str, Any]], num_asked: int, hosts: int, output: Path
 ) -> tuple[dict[str, Any], Page | None]:
-    """Write crossover.json and, where a cell was measured, the page; return the document and the page."""
+    """Write crossover.json and, where a trial was measured, the page; return the document and the page."""
     environment = describe_environment(torch.device("cpu"), hosts)
-    del environment["threads_per_rank"], environment["omp_wait_policy"]  # of this process; those of ranks are in cells
+    del environment["threads_per_rank"], environment["omp_wait_policy"]  # of this process; those of ranks are in trials
     document = {
         "version": VERSION,
-        "status": "finished" if len(measured) == num_asked else f"{len(measured)} of {num_asked} cells",
+        "status": "finished" if len(measured) == num_asked else f"{len(measured)} of {num_asked} trials",
         "environment": environment,
-        "cells": [cell for one in measured for cell in one["cells"]],
+        "cells": [trial for pair in measured for trial in pair["cells"]],
     }
     write_atomically(output / "crossover.json", json.dumps(document, indent=2, allow_nan=False))
     if not measured:

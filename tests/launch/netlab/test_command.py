@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISTAKE
-from launch.netlab import emulated_network, netlab_cells
+from launch.netlab import emulated_network
+from launch.netlab import trials as module
 from launch.netlab.command import main
 from launch.netlab.crossover_run import build_sweep, choose_links
 from launch.netlab.emulated_network import describe_obstacle
-from launch.netlab.netlab_cells import LOOPBACK, Sweep, build_tasks, measure_cell, read_cell, write_cell
+from launch.netlab.trials import LOOPBACK, Sweep, build_trials, load_trial, measure_trial, save_trial
 from recsys.cost.crossover import Link
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +55,7 @@ def stand_in(monkeypatch, tmp_path):
     script, log = tmp_path / "stand_in.py", tmp_path / "log"
     script.write_text(STAND_IN)
     log.touch()
-    monkeypatch.setattr(netlab_cells, "ENTRY", (sys.executable, str(script)))
+    monkeypatch.setattr(module, "ENTRY", (sys.executable, str(script)))
     monkeypatch.setenv("LOG", str(log))
     monkeypatch.chdir(ROOT)
     return lambda: log.read_text().splitlines()
@@ -86,22 +87,22 @@ def test_networks_are_pairs_or_every_rate_with_every_delay():
 
 def test_every_setup_is_asked_for_what_is_compared(monkeypatch):
     monkeypatch.chdir(ROOT)
-    tasks = build_tasks(sweep("--batch", "64,128", "--hosts", "4", "--sharding", "row_wise", "model.embedding_dim=8"))
-    assert [task.link for task in tasks[::2]] == [LOOPBACK, *sweep().links]
-    assert [task.global_batch_size for task in tasks[:4]] == [64, 128] * 2
-    task = tasks[1]
-    assert (task.hosts, task.threads) == (4, 1)
-    assert [setup.side for setup in task.setups] == ["sharded"] + ["data_parallel"] * 3
-    assert [setup.side for setup in task.alone] == ["single"] * 3
-    configs = [netlab_cells.load_config(s.config, s.overrides, netlab_cells.CHOICES) for s in task.setups]
+    trials = build_trials(sweep("--batch", "64,128", "--hosts", "4", "--sharding", "row_wise", "model.embedding_dim=8"))
+    assert [trial.link for trial in trials[::2]] == [LOOPBACK, *sweep().links]
+    assert [trial.global_batch_size for trial in trials[:4]] == [64, 128] * 2
+    trial = trials[1]
+    assert (trial.hosts, trial.threads) == (4, 1)
+    assert [setup.side for setup in trial.arms] == ["sharded"] + ["data_parallel"] * 3
+    assert [setup.side for setup in trial.alone] == ["single"] * 3
+    configs = [module.load_config(s.config, s.overrides, module.CHOICES) for s in trial.arms]
     assert {config.parallelism.world_size for config in configs} == {4}
     assert {config.training.global_batch_size for config in configs} == {128}
     assert {config.model.embedding_dim for config in configs} == {8}
     assert configs[0].parallelism.sharding == "row_wise"
     assert [config.embedding.compression for config in configs[1:]] == [100, 1000, 10_000]
-    single = netlab_cells.load_config(task.alone[0].config, task.alone[0].overrides, netlab_cells.CHOICES)
+    single = module.load_config(trial.alone[0].config, trial.alone[0].overrides, module.CHOICES)
     assert (single.parallelism.world_size, single.parallelism.threads_per_rank) == (1, 4)
-    assert len({task.file_name for task in tasks}) == len(tasks)
+    assert len({trial.file_name for trial in trials}) == len(trials)
 
 
 @pytest.mark.parametrize(
@@ -136,26 +137,26 @@ def test_a_machine_that_cannot_is_told_why(capsys, monkeypatch, tmp_path, stand_
     assert capsys.readouterr().err == "error: emulated networks need root\n"
 
 
-def test_a_cell_is_taken_as_it_is_only_with_the_same_settings(monkeypatch, tmp_path):
+def test_a_trial_is_taken_as_it_is_only_with_the_same_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
 
-    def task(**changes):
+    def trial(**changes):
         settings = {"links": [], "batch_sizes": [64], "compressions": [100], "shardings": ["table_wise"]}
-        return build_tasks(Sweep(**settings | changes))[0]
+        return build_trials(Sweep(**settings | changes))[0]
 
-    write_cell(task(), {"version": netlab_cells.VERSION, "fingerprint": task().fingerprint}, tmp_path)
-    assert read_cell(task(), tmp_path)
-    assert read_cell(task(rounds=3), tmp_path) is None
-    assert read_cell(task(compressions=[101]), tmp_path) is None
-    assert read_cell(task(overrides=["model.embedding_dim=8"]), tmp_path) is None
+    save_trial(trial(), {"version": module.VERSION, "fingerprint": trial().fingerprint}, tmp_path)
+    assert load_trial(trial(), tmp_path)
+    assert load_trial(trial(rounds=3), tmp_path) is None
+    assert load_trial(trial(compressions=[101]), tmp_path) is None
+    assert load_trial(trial(overrides=["model.embedding_dim=8"]), tmp_path) is None
     shutil.copytree(ROOT / "configs/demo", tmp_path / "demo")
-    own = task(family=str(tmp_path / "demo"))
-    write_cell(own, {"version": netlab_cells.VERSION, "fingerprint": own.fingerprint}, tmp_path)
+    own = trial(family=str(tmp_path / "demo"))
+    save_trial(own, {"version": module.VERSION, "fingerprint": own.fingerprint}, tmp_path)
     base = tmp_path / "demo/base.toml"
     base.write_text(base.read_text().replace("[64]", "[32]"))
-    assert read_cell(task(family=str(tmp_path / "demo")), tmp_path) is None
-    (tmp_path / task().file_name).write_text("{")
-    assert read_cell(task(), tmp_path) is None
+    assert load_trial(trial(family=str(tmp_path / "demo")), tmp_path) is None
+    (tmp_path / trial().file_name).write_text("{")
+    assert load_trial(trial(), tmp_path) is None
 
 
 @needs_network
@@ -165,13 +166,13 @@ def test_a_sweep_goes_on_where_it_stopped(capsys, monkeypatch, tmp_path, stand_i
     assert run(*arguments) == EXIT_FAILED
     said = capsys.readouterr().err
     assert "ended with status 1\n  no more memory" in said
-    assert json.loads((tmp_path / "out/crossover.json").read_text())["status"] == "1 of 2 cells"
+    assert json.loads((tmp_path / "out/crossover.json").read_text())["status"] == "1 of 2 trials"
 
     monkeypatch.delenv("FAIL_IN_EMULATED")
     before = len(stand_in())
     assert run(*arguments) == 0
     out, err = capsys.readouterr()
-    assert "1 of 2 cells are there already" in err
+    assert "1 of 2 trials are there already" in err
     assert sorted(stand_in()[before:]) == ["0 1 2 lo 1", "0 2 1 link0 3", "1 2 1 link0 3"]
     assert sorted(stand_in()[:3]) == ["0 1 2 lo 1", "0 2 1 lo 3", "1 2 1 lo 3"]
     found = json.loads((tmp_path / "out/crossover.json").read_text())
@@ -194,15 +195,15 @@ def test_a_sweep_goes_on_where_it_stopped(capsys, monkeypatch, tmp_path, stand_i
 
     assert run(*arguments, "--json") == 0
     printed = capsys.readouterr()
-    assert "2 of 2 cells are there already" in printed.err
+    assert "2 of 2 trials are there already" in printed.err
     assert json.loads(printed.out) == json.loads((tmp_path / "out/crossover.json").read_text())
     assert len(stand_in()) == before + 3
 
 
 SCRIPT = """
 import sys
-from launch.netlab import command, netlab_cells
-netlab_cells.ENTRY = (sys.executable, sys.argv[1])
+from launch.netlab import command, trials
+trials.ENTRY = (sys.executable, sys.argv[1])
 command.main(sys.argv[2:])
 """
 
@@ -225,7 +226,7 @@ def test_an_interrupted_sweep_keeps_what_it_has_and_leaves_nothing(ended_by, tmp
     assert "interrupted: the same command goes on from here" in said
     assert not any(Path("/proc", path.read_text().strip()).exists() for path in ranks)
     assert not list(Path("/run/netns").glob(f"pss-{lab.pid}-*"))
-    assert json.loads((tmp_path / "out/crossover.json").read_text())["status"] == "1 of 2 cells"
+    assert json.loads((tmp_path / "out/crossover.json").read_text())["status"] == "1 of 2 trials"
 
 
 @needs_network
@@ -234,8 +235,8 @@ def test_an_interrupted_sweep_keeps_what_it_has_and_leaves_nothing(ended_by, tmp
 @pytest.mark.skipif("PSS_BENCH_LONG" not in os.environ, reason="half a minute or more: set PSS_BENCH_LONG=1")
 def test_real_steps_go_over_the_emulated_links(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    task = build_tasks(sweep(*TINY, f"data.cache_dir={tmp_path}/cache"))[1]
-    alone, together = measure_cell(task)["cells"]
+    trial = build_trials(sweep(*TINY, f"data.cache_dir={tmp_path}/cache"))[1]
+    alone, together = measure_trial(trial)["cells"]
     assert [setup["world_size"] for setup in alone["setups"]] == [1]
     assert [setup["placement"] for setup in together["setups"]] == ["shard", "shard", "replicate"]
     assert [setup["world_size"] for setup in together["setups"]] == [2, 2, 2]

@@ -1,7 +1,8 @@
-"""The cells of a sweep over networks: which setups each holds, how one is measured, and what is kept of it."""
+"""The trials of a sweep over networks: which arms each holds, how one is measured, and what is kept of it."""
 
 import contextlib
 import hashlib
+import itertools
 import json
 import sys
 import tempfile
@@ -27,9 +28,10 @@ _TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is measured. family: directory of sharded.toml, robe.toml and robe_single.toml.
+    """Which networks, batch sizes and arms are measured.
 
-    links: loopback aside, which is always measured; overrides: section.key=value, of all setups.
+    family: directory of sharded.toml, robe.toml and robe_single.toml; links: loopback aside, which is always measured;
+    overrides: section.key=value, of all arms.
     """
 
     links: Sequence[Link]
@@ -44,8 +46,8 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """label, config, overrides: as a plan of launch.runners.measure_steps has them."""
+class Arm:
+    """One side at one compression. label, config, overrides: as a plan of launch.runners.measure_steps has them."""
 
     label: str
     side: Side
@@ -55,61 +57,62 @@ class Setup:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """A network at a batch size, to be measured. setups: of all hosts; alone: of one process with the threads of all.
+class Trial:
+    """A network at a batch size, to be measured. arms: of all hosts; alone: of one process with the threads of all.
 
-    rounds, steps: of each setup, in each round.
+    rounds, steps: of each arm, in each round.
     """
 
     link: Link
     hosts: int
     threads: int
     global_batch_size: int
-    setups: Sequence[Setup]
-    alone: Sequence[Setup]
+    arms: Sequence[Arm]
+    alone: Sequence[Arm]
     rounds: int
     steps: int
 
     @property
     def label(self) -> str:
+        """Return network and batch size in words."""
         return f"{self.link.label}, batch size {self.global_batch_size:,}"
 
     @property
     def file_name(self) -> str:
+        """Return where the trial is kept."""
         where = f"{self.link.rate_mbit:g}mbit_{self.link.delay_us:g}us" if self.link.is_emulated else "loopback"
         return f"{where}_batch{self.global_batch_size}.json"
 
     @property
     def weight(self) -> float:
-        """About the time that it takes, in that of a cell over a fast network."""
+        """Return about the time that it takes, in that of a trial over a fast network."""
         return 1 + (self.global_batch_size / self.link.rate_mbit / 40 if self.link.rate_mbit else 0)
 
-    def plan(self, setups: Sequence[Setup]) -> dict[str, Any]:
-        """For launch.runners.measure_steps."""
-        listed = [{"label": s.label, "config": s.config, "overrides": list(s.overrides)} for s in setups]
+    def plan(self, arms: Sequence[Arm]) -> dict[str, Any]:
+        """Return the plan for launch.runners.measure_steps."""
+        listed = [{"label": a.label, "config": a.config, "overrides": list(a.overrides)} for a in arms]
         few = max(2, self.steps // 2)
         return {"rounds": self.rounds, "steps": self.steps, "warm_up": few, "profile_steps": few, "setups": listed}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all settings that what is measured depends on. Raises ConfigError for a mistake in a config."""
-        setups = [*self.alone, *self.setups]
-        configs = [dump_config(load_config(s.config, s.overrides, CHOICES), CHOICES) for s in setups]
-        parts = [self.link.rate_mbit, self.link.delay_us, self.hosts, self.threads, self.plan(setups), configs]
+        """Return a hash of all settings that the steps depend on. Raises ConfigError for a mistake in a config."""
+        arms = [*self.alone, *self.arms]
+        configs = [dump_config(load_config(a.config, a.overrides, CHOICES), CHOICES) for a in arms]
+        parts = [self.link.rate_mbit, self.link.delay_us, self.hosts, self.threads, self.plan(arms), configs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def build_tasks(sweep: Sweep) -> list[Task]:
-    """The cells of a sweep, loopback first. Raises ConfigError."""
+def build_trials(sweep: Sweep) -> list[Trial]:
+    """Return the trials of a sweep, loopback first. Raises ConfigError."""
     threads = load_config(f"{sweep.family}/robe.toml", sweep.overrides, CHOICES).parallelism.threads_per_rank
-    tasks = []
-    for link in (LOOPBACK, *sweep.links):
-        for batch_size in sweep.batch_sizes:
-            setups, alone = _networked_setups(sweep, batch_size), _single_setups(sweep, batch_size, threads)
-            task = Task(link, sweep.hosts, threads, batch_size, setups, alone, sweep.rounds, sweep.steps)
-            _ = task.fingerprint  # reads the configs: a mistake in one is found before anything runs
-            tasks.append(task)
-    return tasks
+    trials = []
+    for link, batch_size in itertools.product((LOOPBACK, *sweep.links), sweep.batch_sizes):
+        arms, alone = _networked_arms(sweep, batch_size), _single_arms(sweep, batch_size, threads)
+        trial = Trial(link, sweep.hosts, threads, batch_size, arms, alone, sweep.rounds, sweep.steps)
+        _ = trial.fingerprint  # reads the configs: a mistake in one is reported before anything runs
+        trials.append(trial)
+    return trials
 
 
 def _shared_overrides(sweep: Sweep, batch_size: int, ranks: int) -> tuple[str, ...]:
@@ -122,25 +125,25 @@ def _shared_overrides(sweep: Sweep, batch_size: int, ranks: int) -> tuple[str, .
     )
 
 
-def _networked_setups(sweep: Sweep, batch_size: int) -> list[Setup]:
+def _networked_arms(sweep: Sweep, batch_size: int) -> list[Arm]:
     shared = _shared_overrides(sweep, batch_size, sweep.hosts)
     config = f"{sweep.family}/sharded.toml"
-    setups = [
-        Setup(name.replace("_", "-"), "sharded", 1.0, config, (*shared, f"parallelism.sharding={name}"))
+    arms = [
+        Arm(name.replace("_", "-"), "sharded", 1.0, config, (*shared, f"parallelism.sharding={name}"))
         for name in sweep.shardings
     ]
-    return setups + _robe_setups(sweep, "data_parallel", f"{sweep.family}/robe.toml", shared)
+    return arms + _robe_arms(sweep, "data_parallel", f"{sweep.family}/robe.toml", shared)
 
 
-def _single_setups(sweep: Sweep, batch_size: int, threads: int) -> list[Setup]:
+def _single_arms(sweep: Sweep, batch_size: int, threads: int) -> list[Arm]:
     shared = _shared_overrides(sweep, batch_size, 1)
     shared = (*shared, f"parallelism.threads_per_rank={sweep.hosts * threads}")
-    return _robe_setups(sweep, "single", f"{sweep.family}/robe_single.toml", shared)
+    return _robe_arms(sweep, "single", f"{sweep.family}/robe_single.toml", shared)
 
 
-def _robe_setups(sweep: Sweep, side: Side, config: str, shared: tuple[str, ...]) -> list[Setup]:
+def _robe_arms(sweep: Sweep, side: Side, config: str, shared: tuple[str, ...]) -> list[Arm]:
     return [
-        Setup(
+        Arm(
             f"ROBE {compression:g}×, {ROBE_SIDES[side].removeprefix('in ')}",
             side,
             compression,
@@ -151,61 +154,62 @@ def _robe_setups(sweep: Sweep, side: Side, config: str, shared: tuple[str, ...])
     ]
 
 
-def read_cell(task: Task, directory: Path) -> dict[str, Any] | None:
-    """The cell as it was measured with the same settings; None where it was not."""
+def load_trial(trial: Trial, directory: Path) -> dict[str, Any] | None:
+    """Return the trial as it was measured with the same settings, None where it was not."""
     try:
-        cell = json.loads((directory / task.file_name).read_text())
+        measured = json.loads((directory / trial.file_name).read_text())
     except (OSError, ValueError):
         return None
-    is_same = cell.get("version") == VERSION and cell.get("fingerprint") == task.fingerprint
-    return cell if is_same else None
+    is_same = measured.get("version") == VERSION and measured.get("fingerprint") == trial.fingerprint
+    return measured if is_same else None
 
 
-def write_cell(task: Task, cell: dict[str, Any], directory: Path) -> None:
+def save_trial(trial: Trial, measured: dict[str, Any], directory: Path) -> None:
+    """Keep a measured trial."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / task.file_name, json.dumps(cell, indent=2))
+    write_atomically(directory / trial.file_name, json.dumps(measured, indent=2))
 
 
-def measure_cell(task: Task) -> dict[str, Any]:
-    """One process first, right before what it is compared with; then the network, and the steps over it.
+def measure_trial(trial: Trial) -> dict[str, Any]:
+    """Measure one process, right before what it is compared with; then the network, and the steps over it.
 
     "cells" are those of crossover.json: one without a network, beside which it was measured, and one with it. Raises
-    RankFailed, or RuntimeError where the network cannot be made.
+    RankFailed, or RuntimeError where the network cannot be started.
     """
     started = time.perf_counter()
-    alone = _measure_setups(task, task.alone, local_network(1), task.hosts * task.threads)
-    with _build_network(task.link, task.hosts) as network:
+    alone = _measure_arms(trial, trial.alone, local_network(1), trial.hosts * trial.threads)
+    with _build_network(trial.link, trial.hosts) as network:
         described = describe_network(network)
-        begun, before = time.perf_counter(), network.read_counts() if network.is_emulated else None
-        together = _measure_setups(task, task.setups, network, task.threads)
+        started_steps, before = time.perf_counter(), network.read_counts() if network.is_emulated else None
+        together = _measure_arms(trial, trial.arms, network, trial.threads)
         if before:
-            after, seconds = network.read_counts(), time.perf_counter() - begun
+            after, seconds = network.read_counts(), time.perf_counter() - started_steps
             described["dropped_packets"] = after.dropped - before.dropped
             described["relay_cores"] = (after.cpu_s - before.cpu_s) / seconds
-    beside = {"rate_mbit": task.link.rate_mbit, "delay_us": task.link.delay_us}
+    beside = {"rate_mbit": trial.link.rate_mbit, "delay_us": trial.link.delay_us}
     return {
         "version": VERSION,
-        "fingerprint": task.fingerprint,
+        "fingerprint": trial.fingerprint,
         "seconds": round(time.perf_counter() - started, 1),
         "cells": [{"network": None, "beside": beside, **alone}, {"network": described, **together}],
     }
 
 
-def _measure_setups(task: Task, setups: Sequence[Setup], network: Network, threads: int) -> dict[str, Any]:
-    plan = task.plan(setups)
+def _measure_arms(trial: Trial, arms: Sequence[Arm], network: Network, threads: int) -> dict[str, Any]:
+    plan = trial.plan(arms)
     with tempfile.TemporaryDirectory() as directory:
-        asked, output = Path(directory, "plan.json"), Path(directory, "output.json")
-        asked.write_text(json.dumps(plan))
+        plan_file, output = Path(directory, "plan.json"), Path(directory, "output.json")
+        plan_file.write_text(json.dumps(plan))
         environment = {"OMP_NUM_THREADS": str(threads)}
-        run_ranks(network, [*ENTRY, str(asked), str(output)], timeout_s=_TIMEOUT_S, env=environment)
+        run_ranks(network, [*ENTRY, str(plan_file), str(output)], timeout_s=_TIMEOUT_S, env=environment)
         measured = json.loads(output.read_text())
-    sides = [{"side": setup.side, "asked_compression": setup.compression} for setup in setups]
+    sides = [{"side": arm.side, "asked_compression": arm.compression} for arm in arms]
     return {
-        "global_batch_size": task.global_batch_size,
-        "rounds": task.rounds,
-        "steps": task.steps,
+        "global_batch_size": trial.global_batch_size,
+        "rounds": trial.rounds,
+        "steps": trial.steps,
         "environment": measured["environment"],
-        "setups": [found | side for found, side in zip(measured["setups"], sides, strict=True)],
+        "setups": [steps | side for steps, side in zip(measured["setups"], sides, strict=True)],
     }
 
 
@@ -216,7 +220,7 @@ def _build_network(link: Link, hosts: int) -> contextlib.AbstractContextManager[
 
 
 def describe_network(network: Network) -> dict[str, Any]:
-    """As asked for and as measured now; what its relay counts is not in it yet."""
+    """Return the network as requested and as measured now; what its relay counts is not in it yet."""
     speed = network.measure()
     return {
         "emulated": network.is_emulated,
