@@ -14,9 +14,9 @@ Departures from TorchRec's defaults, each needed for a fair comparison:
 """
 
 import os
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import EmbeddingModuleShardingPlan
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -35,11 +35,9 @@ from baselines.full import Options, check_uncompressed, fill_initial_rows
 from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, Sharding
 
-__all__ = ["Options", "build", "cell", "describe_plan", "local_parts", "on_first_rank", "placement", "shard"]
+__all__ = ["Options", "build", "cell", "describe_plan", "local_parts", "placement", "shard"]
 
 placement = "shard"
-
-T = TypeVar("T")
 
 _FUSED = {"sgd": EmbOptimType.EXACT_SGD, "adagrad": EmbOptimType.EXACT_ADAGRAD}
 _MIN_COLUMNS = 4
@@ -115,10 +113,9 @@ def shard(
         batch_size=local_batch_size,
         constraints=_column_constraints(model, world_size) if "column" in sharding else None,
     )
-    try:
-        plan = on_first_rank(lambda: planner.plan(model, [sharder]))  # type: ignore[list-item]
-    except ValueError as error:
-        raise ValueError(f"parallelism.sharding = {sharding!r}: TorchRec's planner found no plan: {error}") from error
+    plan, obstacle = _plan_on_first_rank(planner, model, sharder)
+    if plan is None:
+        raise ValueError(f"parallelism.sharding = {sharding!r}: TorchRec's planner found no plan: {obstacle}")
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # type: ignore[list-item]
     for module in sharded.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
@@ -126,21 +123,21 @@ def shard(
     return sharded
 
 
-def on_first_rank(compute: Callable[[], T]) -> T:
-    """What `compute` returns on rank 0, on every rank; its error too, so that no rank waits for one that failed.
+def _plan_on_first_rank(
+    planner: EmbeddingShardingPlanner, model: nn.Module, sharder: _Sharder
+) -> tuple[ShardingPlan | None, str]:
+    """Return the plan that rank 0 makes, or None and why there is none, on every rank. Collective.
 
-    Collective. The result must be picklable; an error arrives as the ValueError of its text.
+    TorchRec's `collective_plan` would leave the other ranks waiting where rank 0 finds no plan.
     """
-    answer: list[Any] = [None, None]
+    answer: list[Any] = [None, ""]
     if dist.get_rank() == 0:
         try:
-            answer = [compute(), None]
+            answer[0] = planner.plan(model, [sharder])  # type: ignore[list-item]
         except Exception as error:
-            answer = [None, f"{type(error).__name__}: {error}"]
+            answer[1] = f"{type(error).__name__}: {error}"
     dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise ValueError(answer[1])
-    return answer[0]
+    return answer[0], answer[1]
 
 
 def _column_constraints(model: nn.Module, world_size: int) -> dict[str, ParameterConstraints]:

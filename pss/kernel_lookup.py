@@ -21,6 +21,8 @@ from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptio
 class KernelOptions(SharedArrayOptions):
     """Keys of the methods that the kernels of `pss.kernels` serve."""
 
+    EXECUTION_ONLY = SharedArrayOptions.EXECUTION_ONLY | {"kernel", "fused_update"}
+
     kernel: Literal["auto", "plain"] = "auto"
     """auto = the fused kernels where this device and these blocks have them; plain = PyTorch's own operators."""
     fused_update: bool = False

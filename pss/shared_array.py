@@ -7,7 +7,7 @@ the batch touched and the sum of gradients of each (unique + segment sum). Both 
 sparse form where fewer than `SPARSE_BELOW` · |M| elements are read by a batch, repeated ones included.
 """
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -24,6 +24,9 @@ Gradient = Literal["dense", "sparse", "auto"]
 
 class SharedArrayOptions(Section):
     """Keys that every method on one shared array has."""
+
+    EXECUTION_ONLY: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    """Options that say how, not what is computed: a checkpoint may be continued under other values of them."""
 
     gradient: Gradient = Field(default="auto")
     """Form of the shared array's gradient: dense = all of it, sparse = the slots a batch touches (Algorithm 1 of the

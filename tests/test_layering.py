@@ -16,7 +16,7 @@ ALLOWED = {
     "configs": set(),
     "pss": {"configs"},
     "baselines": {"configs", "pss"},
-    "recsys.runs": {"configs", "baselines"},
+    "recsys.runs": {"configs"},
     "recsys.data": {"configs"},
     "recsys.embedding": {"configs", "pss", "baselines"},
     "recsys.models": {"configs", "recsys.embedding"},

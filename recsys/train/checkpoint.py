@@ -1,11 +1,12 @@
 """Checkpoints on torch.distributed.checkpoint: model, optimizer, position in the data.
 
     checkpoints/step_<n>/   the shards of all ranks, state.json (what the trainer needs), identity.json
-    checkpoints/best/       the same at the best evaluation so far, if asked for
+    checkpoints/best        the same at the best evaluation so far, if asked for: a link to best_1/ or best_2/
 
 A checkpoint is written beside its final name and renamed when every rank is done, so a directory of these names is
-whole. It can be read at another world size or sharding: tensors are stored globally. `identity` names all that must
-agree for the continuation to mean anything; where it does not, loading stops with the differences.
+whole. `best` is replaced by turning its link to the other directory, in one step: whenever a run is killed, there is a
+whole one. A checkpoint can be read at another world size or sharding: tensors are stored globally. Its identity names
+all that must agree for the continuation to mean anything; where it does not, loading stops with the differences.
 """
 
 import json
@@ -25,11 +26,11 @@ from recsys.runs.ranks import Ranks, on_first_rank
 from recsys.train.parallelism import unwrapped
 
 _NAME = re.compile(r"step_(\d+)")
-BEST = "best"
+BEST, _SLOTS = "best", ("best_1", "best_2")
 
 
 class Checkpoints:
-    """The checkpoints of one run; every method but `newest` is collective."""
+    """The checkpoints of one run. Every method but `newest` is collective."""
 
     def __init__(self, directory: Path, identity: Mapping[str, Any], keep_last: int, ranks: Ranks) -> None:
         self.directory = directory
@@ -38,18 +39,32 @@ class Checkpoints:
         self.ranks = ranks
 
     def newest(self) -> Path | None:
+        """Return the checkpoint to continue from; None where there is none."""
         steps = self._steps()
         return steps[max(steps)] if steps else None
 
-    def save(self, name: str, model: nn.Module, optimizer: CombinedOptimizer, state: Mapping[str, Any]) -> None:
-        """name: step_<n> or best. state: JSON-able values of the trainer, the same on all ranks."""
+    def save(self, step: int, model: nn.Module, optimizer: CombinedOptimizer, state: Mapping[str, Any]) -> None:
+        """Write step_<n>, and drop all but the newest `keep_last`. Collective.
+
+        state: JSON-able values of the trainer, the same on all ranks.
+        """
+        self._write(f"step_{step}", model, optimizer, state)
+        on_first_rank(self._drop_old)
+
+    def save_best(self, model: nn.Module, optimizer: CombinedOptimizer, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint of the best evaluation; see `save`. Collective."""
+        slot = on_first_rank(self._free_slot)
+        self._write(slot, model, optimizer, state)
+        on_first_rank(lambda: self._turn_best_to(slot))
+
+    def _write(self, name: str, model: nn.Module, optimizer: CombinedOptimizer, state: Mapping[str, Any]) -> None:
         final, temporary = self.directory / name, self.directory / f".{name}"
         on_first_rank(lambda: _make_empty(temporary))
         save(self._tensors(model, optimizer), checkpoint_id=temporary)
         on_first_rank(lambda: self._finish(temporary, final, state))
 
     def load(self, path: Path, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, Any]:
-        """Fills model and optimizer in place and returns the trainer's state.
+        """Fill model and optimizer in place and return the trainer's state. Collective.
 
         Raises ValueError naming every difference when the checkpoint is of another model, method, hash or data.
         """
@@ -80,6 +95,25 @@ class Checkpoints:
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
+
+    def _free_slot(self) -> str:
+        """The directory that `best` does not stand for; earlier versions made `best` itself a directory."""
+        best = self.directory / BEST
+        if best.is_dir() and not best.is_symlink():
+            best.rename(self.directory / _SLOTS[0])
+            best.symlink_to(_SLOTS[0])
+        return _SLOTS[1] if best.is_symlink() and best.readlink().name == _SLOTS[0] else _SLOTS[0]
+
+    def _turn_best_to(self, slot: str) -> None:
+        link = self.directory / f".{BEST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(slot)  # relative: a run directory may be moved
+        link.replace(self.directory / BEST)
+        for other in _SLOTS:
+            if other != slot:
+                shutil.rmtree(self.directory / other, ignore_errors=True)
+
+    def _drop_old(self) -> None:
         steps = self._steps()
         for old in sorted(steps)[: -self.keep_last]:
             shutil.rmtree(steps[old])

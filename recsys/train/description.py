@@ -1,7 +1,7 @@
 """What is known of a run before it trains: its facts for the summary, its plan as a table, its identity."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,15 +79,32 @@ def embedding_bytes(model: nn.Module, embedding_names: Iterable[str]) -> int:
 
 
 def identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
-    """All that must agree for a checkpoint to be continued; world size and sharding need not."""
+    """Return all that must agree for a checkpoint to be continued.
+
+    World size and sharding need not, nor where the data lie, nor options of a method that say how and not what it
+    computes (`EXECUTION_ONLY` of its Options): none of them changes what a stored parameter means.
+    """
     tables = resolved(config, CHOICES)
-    data = {k: v for k, v in tables["data"].items() if k != "cache_dir"}
+    execution_only = getattr(type(config.embedding.options), "EXECUTION_ONLY", frozenset())
+    _drop_keys(tables["embedding"][config.embedding.method], execution_only)
+    data = tables["data"]
+    _drop_keys(data, _PLACES)
+    _drop_keys(data[config.data.dataset], _PLACES)
     return {
         "data": data | {"fingerprint": dataset.fingerprint()},
         **{section: tables[section] for section in ("model", "embedding", "optimizer")},
         "run": {"seed": config.run.seed},
         "training": {"global_batch_size": config.training.global_batch_size},
     }
+
+
+_PLACES = {"cache_dir", "path"}
+"""Keys of [data] and of a dataset that say where files lie; what is in them has a fingerprint."""
+
+
+def _drop_keys(table: dict[str, Any], keys: Set[str]) -> None:
+    for key in keys & table.keys():
+        del table[key]
 
 
 def format_plan(rows: Sequence[Mapping[str, Any]], ranks: Ranks) -> str:

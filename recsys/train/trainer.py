@@ -36,7 +36,7 @@ from recsys.runs.ranks import Ranks, gather, on_first_rank
 from recsys.runs.summary import RunFacts, RunSummary, Status, Target
 from recsys.runs.window_timing import WindowTiming
 from recsys.train.assemble import TrainStep, build_batches
-from recsys.train.checkpoint import BEST, Checkpoints
+from recsys.train.checkpoint import Checkpoints
 from recsys.train.clocks import StepTimer, StepTimes, Stopwatch
 from recsys.train.evaluation import evaluate
 from recsys.train.recorder import Recorder
@@ -127,7 +127,7 @@ class Trainer:
             reason = self._stop_reason(evaluated, check_time=logged or evaluated)
             every = self.config.checkpoint.every_steps
             if (every and step % every == 0) or (reason and self.config.checkpoint.at_end):
-                self._save(f"step_{step}")
+                self._save()
         self.watch.stop()
         if losses:
             self._record_training(losses)
@@ -183,11 +183,15 @@ class Trainer:
         self.recorder.write_summary(self.summary("running", None))  # before any record: a run that is ended has both
         self.recorder.start(self.total_steps, self.progress.step)
 
-    def _save(self, name: str) -> None:
+    def _save(self, is_best: bool = False) -> None:
         with self.watch.paused():
             self.progress.train_time_s = self.watch.read_s()
             # Rank 0's clock is everyone's: the state is the same whichever rank reads it back.
-            self.checkpoints.save(name, self.model, self.optimizer, self.progress.model_dump())
+            state = self.progress.model_dump()
+            if is_best:
+                self.checkpoints.save_best(self.model, self.optimizer, state)
+            else:
+                self.checkpoints.save(self.progress.step, self.model, self.optimizer, state)
 
     def _position(self) -> dict[str, Any]:
         step = self.progress.step
@@ -252,7 +256,7 @@ class Trainer:
             if is_best and scores and self.config.checkpoint.keep_scores:
                 self.recorder.run_dir.write_scores(*scores)
         if is_best and self.config.checkpoint.keep_best:
-            self._save(BEST)
+            self._save(is_best=True)
 
     def _stop_reason(self, evaluated: bool, check_time: bool = False) -> str | None:
         training, step = self.config.training, self.progress.step

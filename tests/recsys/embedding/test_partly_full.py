@@ -274,7 +274,7 @@ def test_a_checkpoint_restores_both_parts_and_their_optimizers(one_rank, tmp_pat
         for _ in range(steps):
             model(features()).sum().backward()
             own.step()
-    checkpoints.save("step_2", saved, optimizer, {"step": 2})
+    checkpoints.save(2, saved, optimizer, {"step": 2})
     path = checkpoints.newest()
     assert path is not None
     assert not np.array_equal(columns(loaded.embedding), columns(saved.embedding))

@@ -55,7 +55,7 @@ def test_a_run_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(one_rank, tmp_
     checkpoints = Checkpoints(tmp_path, {}, 1, one_rank)
     straight, optimizer = build()
     steps(straight, optimizer, 0, 3)
-    checkpoints.save("step_3", straight, optimizer, {})
+    checkpoints.save(3, straight, optimizer, {})
     steps(straight, optimizer, 3, 5)
     resumed, optimizer = build()
     checkpoints.load(tmp_path / "step_3", resumed, optimizer)
@@ -94,7 +94,7 @@ def test_a_fused_update_is_the_same_run_and_continues_from_a_checkpoint(one_rank
     stopped, model, optimizer = build(True)
     steps(stopped, optimizer, 0, 3)
     assert stopped.lookup_kernel == "robe_bags, fused update"
-    checkpoints.save("step_3", model, optimizer, {})
+    checkpoints.save(3, model, optimizer, {})
     for is_fused in (True, False):
         resumed, model, optimizer = build(is_fused)
         checkpoints.load(tmp_path / "step_3", model, optimizer)
