@@ -61,7 +61,8 @@ def main(
     from recsys.cost.figure2 import build_page, to_json
     from recsys.report.page import print_page
     from recsys.report.terminal import open_console
-    from recsys.runs.run_dir import describe_environment, write_atomically
+    from recsys.runs.environment import describe_environment
+    from recsys.runs.run_directory import write_atomically
 
     with cli.mistakes():
         jobs = plan_jobs(part, family, batch or BATCH[part], compressions or COMPRESSIONS[part], overrides)

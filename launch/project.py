@@ -70,7 +70,7 @@ def main(items: tuple[str, ...], as_json: bool, output: Path, **scenario: Any) -
     from recsys.cost.projection_report import build_page, to_json
     from recsys.report.page import print_page
     from recsys.report.terminal import open_console
-    from recsys.runs.run_dir import write_atomically
+    from recsys.runs.run_directory import write_atomically
 
     files, overrides = cli.split_items(items)
     if len(files) > 1:

@@ -17,7 +17,8 @@ from launch.netlab.trials import Sweep, Trial, measure_trial, save_trial
 from recsys.cost.crossover import CrossoverFile, Link
 from recsys.cost.crossover_report import build_page
 from recsys.report.page import Page
-from recsys.runs.run_dir import describe_environment, write_atomically
+from recsys.runs.environment import describe_environment
+from recsys.runs.run_directory import write_atomically
 
 VERSION = 1
 _RATES_MBIT, _DELAYS_US = (100.0, 1000.0, 10_000.0), (50.0, 1000.0)

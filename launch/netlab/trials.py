@@ -17,7 +17,7 @@ from configs.load import dump_config, load_config
 from launch.netlab.emulated_network import Network, emulated_network, local_network
 from launch.netlab.network_ranks import run_ranks
 from recsys.cost.crossover import ROBE_SIDES, Link, Side
-from recsys.runs.run_dir import write_atomically
+from recsys.runs.run_directory import write_atomically
 from recsys.train.registry import CHOICES
 
 ENTRY = (sys.executable, "-m", "launch.runners.measure_steps")

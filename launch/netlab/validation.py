@@ -32,7 +32,7 @@ from recsys.bench.timing_proofs import (
 )
 from recsys.data.registry import build_dataset
 from recsys.runs.ranks import Ranks, choose_device, process_group
-from recsys.runs.run_dir import write_atomically
+from recsys.runs.run_directory import write_atomically
 from recsys.train.heap import keep_freed_memory
 from recsys.train.registry import CHOICES
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from configs.schema import RunConfig
 from launch.runners.trial import End, run_dir_of
 from recsys.report.numbers import format_seconds
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 
 _READ_EVERY_S = 1.0
 

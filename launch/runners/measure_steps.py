@@ -18,8 +18,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from configs.load import ConfigError, load_config
 from configs.schema import RunConfig, Section
 from recsys.bench.step_bench import Mode, StepMeasurement, measure_steps
+from recsys.runs.environment import describe_environment
 from recsys.runs.ranks import choose_device, process_group
-from recsys.runs.run_dir import describe_environment, write_atomically
+from recsys.runs.run_directory import write_atomically
 from recsys.train.heap import keep_freed_memory
 from recsys.train.registry import CHOICES
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -21,8 +21,9 @@ from launch.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from launch.runners.tracking import track_end, track_start
 from recsys.data.dataset import Dataset
 from recsys.data.registry import build_dataset
+from recsys.runs.environment import describe_environment
 from recsys.runs.ranks import Ranks, choose_device, process_group
-from recsys.runs.run_dir import RunDir, describe_environment
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import Failure
 from recsys.train.assemble import assemble
 from recsys.train.checkpoint import Checkpoints
@@ -66,16 +67,15 @@ def run_rank(config: RunConfig) -> None:
     resume = config.checkpoint.resume == "auto"
     if device.type == "cpu":
         keep_freed_memory()
-    if rank == 0:
-        run_dir.check_free(config.run.overwrite, resume=resume)
-    with _record_failure(run_dir, rank):
+    held = run_dir.open_for_writing(overwrite=config.run.overwrite, resume=resume) if rank == 0 else nullcontext()
+    with held, _record_failure(run_dir, rank):
         # Before the process group: building a cache may take longer than a collective may wait.
         dataset = build_dataset(config.data)
         dataset.check(config.training.target_auc)
         with process_group(config.parallelism, device) as ranks, _record_failure(run_dir, rank):
             if ranks.is_first:
                 environment = describe_environment(device, ranks.world_size)
-                run_dir.create(dump_config(config, CHOICES), environment, resume=resume)
+                run_dir.start(dump_config(config, CHOICES), environment, resume=resume)
                 track_start(run_dir, resolved(config, CHOICES))
             reason = train(config, dataset, run_dir, ranks)
     if rank == 0:

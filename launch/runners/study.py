@@ -13,7 +13,7 @@ from launch.runners.local import Jobs, RunnerOptions, count_jobs
 from launch.runners.step_jobs import MeasuringFailed, measure
 from launch.runners.trial import Outcome, Runner, Trial, find_log, run_trials
 from recsys.report.numbers import format_bytes
-from recsys.runs.run_dir import RunDir, write_atomically
+from recsys.runs.run_directory import RunDir, write_atomically
 from recsys.studies.plan import (
     PROCESS_BYTES,
     PlannedArm,

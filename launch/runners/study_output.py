@@ -7,7 +7,7 @@ from rich.console import Console
 from launch.runners.study import StudyPlan
 from recsys.report.numbers import format_bytes, format_count, format_seconds, or_missing
 from recsys.report.table import Cell, Column, Table
-from recsys.runs.run_dir import write_atomically
+from recsys.runs.run_directory import write_atomically
 from recsys.studies.page import build_page
 from recsys.studies.plan import PlannedArm
 from recsys.studies.spec import find_studies, load_study

@@ -29,7 +29,7 @@ from configs.schema import RunConfig
 from launch.runners.display import run_queue
 from launch.runners.train_job import JobOptions, build_train_job
 from launch.runners.trial import End, Trial, run_dir_of
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import Failure
 
 LOCAL = "local_cwd"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.load import flatten
 from recsys.runs.metrics import PEAK_GIB, QUALITY, SAMPLES_PER_S, STEP_MS, TRAIN_S, quality_name
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import RunSummary
 
 if TYPE_CHECKING:

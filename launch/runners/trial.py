@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from configs.load import ConfigError, dump_config, flatten, load_config
 from configs.schema import RunConfig
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.train.registry import CHOICES
 
 LOG = "log.txt"

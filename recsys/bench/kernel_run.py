@@ -23,9 +23,15 @@ from recsys.bench.kernel_report import (
 )
 from recsys.bench.kernel_sizes import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes
 from recsys.bench.kernel_timing import BATCHES
-from recsys.runs.hardware import available_bytes, cache_bytes, huge_page_share, last_cache_bytes
+from recsys.runs.environment import (
+    available_bytes,
+    cache_bytes,
+    describe_environment,
+    huge_page_share,
+    last_cache_bytes,
+)
 from recsys.runs.ranks import choose_device
-from recsys.runs.run_dir import describe_environment, write_atomically
+from recsys.runs.run_directory import write_atomically
 from recsys.train.heap import keep_freed_memory
 
 _WIDTH = 120

@@ -26,7 +26,7 @@ from recsys.report.page import (
 )
 from recsys.report.run import Run
 from recsys.report.table import Cell, Table
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 
 _PROFILED = (
     "From profiled windows: some steps now and then are recorded by PyTorch's profiler, which makes them slower. They "

@@ -28,7 +28,7 @@ from plotly.offline import get_plotlyjs
 
 from recsys.report.palette import ORIGIN_COLOURS, Style
 from recsys.report.table import Cell, CellLike, Table, as_cell
-from recsys.runs.run_dir import write_atomically
+from recsys.runs.run_directory import write_atomically
 
 if TYPE_CHECKING:  # only what prints a page needs it
     from rich.console import Console

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from recsys.report.curves import Point
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import RunSummary
 
 _POSITION = {"step", "samples", "epoch", "time_s"}

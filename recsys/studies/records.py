@@ -18,7 +18,7 @@ from recsys.report.fairness import find_caveats, find_differences, shared_facts
 from recsys.report.frame import Results, build_results
 from recsys.report.run import Run, load_runs
 from recsys.report.verdict import AucDifference, Placements, compare_placements, place
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.studies.plan import PlannedArm, describe_options
 from recsys.studies.spec import Study, parse_study
 

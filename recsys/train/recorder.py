@@ -25,7 +25,7 @@ from recsys.runs.metrics import (
     phase_name,
     quality_name,
 )
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import RunSummary
 from recsys.runs.window_timing import WindowTiming
 from recsys.train.time_figure import draw_window

@@ -41,7 +41,7 @@ from recsys.cost.crossover import load_crossover
 from recsys.cost.published_steps import Check
 from recsys.report.page import print_page
 from recsys.report.terminal import open_console
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from tests.recsys.bench.kernel_bars import read_report
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from torchx.specs import macros
 from configs.load import ConfigError
 from launch import components
 from launch.runners import train_job
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDENS = Path(__file__).parent / "goldens"

@@ -8,7 +8,7 @@ import pytest
 
 from launch.compress import main
 from launch.runners.compress_runs import ROWS
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from tests.launch.test_sweep import DEBUG, SMALL
 
 SHARED = (*SMALL, "optimizer.embedding=adagrad", "optimizer.embedding_learning_rate=0.05", "training.epochs=2")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.demo import device_overrides
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from tests.launch.interruption import interrupt
 
 ROOT = Path(__file__).parent.parent.parent

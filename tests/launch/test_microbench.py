@@ -13,7 +13,7 @@ from recsys.bench import kernel_run
 from recsys.bench.kernel_bench import GRIDS
 from recsys.bench.kernel_run import KernelRequest, choose_sizes
 from recsys.bench.kernel_sizes import KernelSize, paper_sizes, reduced_sizes
-from recsys.runs.hardware import huge_page_share
+from recsys.runs.environment import huge_page_share
 
 TINY = ["--d", "8", "--z", "4", "--m", "0.004", "--batch", "16", "--rows", "600", "--features", "3", "--rounds", "3"]
 needs_kernels = pytest.mark.skipif(not robe_bags.is_available("cpu"), reason="no kernels on this machine")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from tests.launch.slurm.cluster import Cluster, missing, start_cluster
 
 ROOT = Path(__file__).parent.parent.parent

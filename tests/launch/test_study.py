@@ -18,7 +18,7 @@ from launch.runners.study import (
 )
 from launch.runners.trial import Outcome
 from launch.study import main
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.studies.records import load_results
 from recsys.studies.spec import load_study
 from tests.recsys.report.fake_runs import write_run

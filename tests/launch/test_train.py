@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import Failure
 from tests.launch.interruption import interrupt
 

@@ -14,7 +14,7 @@ from launch.runners import torchx_jobs
 from launch.runners.local import Jobs, LocalRunner, count_jobs
 from launch.runners.torchx_jobs import HANDLE, TorchxRunner
 from launch.runners.trial import Trial, find_log, run_trials
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from tests.launch.interruption import interrupt
 from tests.launch.test_sweep import SMALL
 from tests.recsys.report.fake_runs import write_run

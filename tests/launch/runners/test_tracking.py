@@ -13,7 +13,7 @@ from torchx.tracker.backend.fsspec import create
 
 from configs.load import flatten
 from launch.runners.tracking import figures, track_end, track_start
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from tests.recsys.runs.summaries import summary_of
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +32,7 @@ def untracked(monkeypatch):
 @pytest.fixture
 def run_dir(tmp_path):
     run_dir = RunDir(tmp_path / "run")
-    run_dir.create("", {}, resume=False)
+    run_dir.start("", {}, resume=False)
     run_dir.write_summary(
         summary_of(
             stop_reason="epochs",

@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import RunSummary
 
 FULL_PARAMETERS = 54_002_864
@@ -81,7 +81,7 @@ class FakeRun:
         summary = RunSummary.model_validate(self._facts(config) | self._measured()).model_dump()
         lay(summary, self.summary)
         run_dir = RunDir(root / self.name.replace("/", "_"))
-        run_dir.create(tomli_w.dumps(config), machine, resume=False)
+        run_dir.start(tomli_w.dumps(config), machine, resume=False)
         run_dir.write_plan(PLAN)
         (run_dir.path / "summary.json").write_text(json.dumps(summary, indent=2))
         (run_dir.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self._records()))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.load import ConfigError
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.studies.arms import build_arms
 from recsys.studies.notes import UNFAIR
 from recsys.studies.page import build_page

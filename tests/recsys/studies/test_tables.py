@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from recsys.report.verdict import compare_scores
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.studies.arms import build_arms
 from recsys.studies.page import build_page
 from recsys.studies.plan import PlannedArm

@@ -14,7 +14,7 @@ from launch.runners.rank import train
 from recsys.data.registry import build_dataset
 from recsys.runs.metrics import measure_quality
 from recsys.runs.ranks import Ranks
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import Target
 from recsys.train.assemble import TrainStep
 from recsys.train.registry import CHOICES
@@ -35,7 +35,7 @@ def run(tmp_path):
         small = ["data.synthetic.train_rows=5120", "data.synthetic.scale=0.001", "logging.tensorboard=false"]
         config = load_config(DEBUG, [*small, f"run.dir={tmp_path}", *overrides], CHOICES)
         run_dir = RunDir(tmp_path / config.run.name)
-        run_dir.create("", {}, resume=True)
+        run_dir.start("", {}, resume=True)
         torch.set_num_threads(1)
         reason = train(config, build_dataset(config.data), run_dir, Ranks(0, 1, torch.device("cpu")))
         return reason, run_dir.read_summary(), list(run_dir.records())

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from recsys.runs.run_dir import RunDir
+from recsys.runs.run_directory import RunDir
 from recsys.runs.summary import Failure
 from tests.recsys.runs.summaries import summary_of
 
@@ -13,24 +13,29 @@ def run_dir(tmp_path):
 
 
 def finished(run_dir, status="finished"):
-    run_dir.create("[run]\n", {}, resume=True)
+    run_dir.start("[run]\n", {}, resume=True)
     run_dir.write_summary(summary_of(status))
     for step in (10, 20, 30):
         run_dir.append_record({"step": step})
 
 
+def open_and_close(run_dir, **how):
+    with run_dir.open_for_writing(**how):
+        pass
+
+
 def test_a_finished_run_is_kept_unless_asked_and_others_may_go(run_dir):
-    run_dir.check_free(overwrite=False, resume=True)
+    open_and_close(run_dir, overwrite=False, resume=True)
     finished(run_dir)
     with pytest.raises(ValueError, match="holds a finished run"):
-        run_dir.check_free(overwrite=False, resume=True)
-    run_dir.check_free(overwrite=True, resume=True)
+        open_and_close(run_dir, overwrite=False, resume=True)
+    open_and_close(run_dir, overwrite=True, resume=True)
     (run_dir.checkpoints / "step_30").mkdir(parents=True)
-    run_dir.check_free(overwrite=False, resume=True)  # there is something to continue from
+    open_and_close(run_dir, overwrite=False, resume=True)  # there is something to continue from
     with pytest.raises(ValueError, match=r"run\.overwrite=true"):
-        run_dir.check_free(overwrite=False, resume=False)
+        open_and_close(run_dir, overwrite=False, resume=False)
     run_dir.write_summary(summary_of("failed"))
-    run_dir.check_free(overwrite=False, resume=False)
+    open_and_close(run_dir, overwrite=False, resume=False)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def test_a_new_run_finds_nothing_of_an_old_one_but_what_it_continues(run_dir, re
     finished(run_dir)
     if checkpoints:
         (run_dir.checkpoints / "step_30").mkdir(parents=True)
-    run_dir.create("[run]\n", {}, resume=resume)
+    run_dir.start("[run]\n", {}, resume=resume)
     assert run_dir.exists() == kept
     assert run_dir.checkpoints.exists() == kept
     assert len(list(run_dir.records())) == (3 if kept else 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recsys.runs.hardware import available_bytes, cache_bytes, huge_page_share
+from recsys.runs.environment import available_bytes, cache_bytes, huge_page_share
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -44,7 +44,7 @@ def test_share_of_huge_pages(tmp_path):
 def test_programs_have_their_tensors_in_huge_pages():
     code = """
 import launch, torch
-from recsys.runs.hardware import huge_page_share
+from recsys.runs.environment import huge_page_share
 from recsys.train.heap import keep_freed_memory
 keep_freed_memory()
 kept = torch.ones(64 << 20)

@@ -8,63 +8,71 @@
       summary.json       the run in one object; rewritten at every evaluation, so a killed run has a valid one
       test_scores.npz    logits and labels of the test rows at the best evaluation
       events.out.*       the same records for TensorBoard
-      checkpoints/       step_<n>/
+      checkpoints/       step_<n>/, best
       profile/           traces of profiled windows, one a rank, for a trace viewer
 
 Small files are written to a temporary name and renamed: a reader never sees half of one.
 """
 
+import contextlib
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from recsys.runs.summary import Failure, RunSummary, Status
 
-_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx", "numpy")
-
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing."""
+    """Write the whole text or nothing: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 class RunDir:
-    """Paths and readers of one run directory."""
+    """One run directory: its paths, its readers, and what writes it.
+
+    Whoever trains into it holds it open (`open_for_writing`); everything else only reads.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     @property
     def name(self) -> str:
+        """The name of the run, which is that of its directory."""
         return self.path.name
 
     @property
     def checkpoints(self) -> Path:
+        """The directory of the run's checkpoints, see `recsys.train.checkpoint`."""
         return self.path / "checkpoints"
 
     def trace(self, step: int, rank: int) -> Path:
-        """Of the profiled window that begins with the step."""
+        """Return the file of a rank's trace of the profiled window that begins with the step."""
         return self.path / "profile" / f"step_{step}_rank_{rank}.json.gz"
 
     def exists(self) -> bool:
+        """Return whether a run has come so far as to have a summary."""
         return (self.path / "summary.json").exists()
 
-    def check_free(self, overwrite: bool, resume: bool) -> None:
-        """Raises ValueError when a finished run would be lost; a run that can be resumed, or never ended, is not."""
+    @contextlib.contextmanager
+    def open_for_writing(self, *, overwrite: bool, resume: bool) -> Iterator[None]:
+        """Hold the directory for one run: the one place through which a process may begin to write to it.
+
+        Raises ValueError when a finished run would be lost, before anything is written. Nothing is created or removed
+        here: that is `start`, once the run has all it needs.
+        """
+        self._check_free(overwrite, resume)
+        yield
+
+    def _check_free(self, overwrite: bool, resume: bool) -> None:
         if overwrite or not self.exists() or self.read_summary().status != "finished":
             return
         if resume and self._can_be_resumed():
@@ -74,8 +82,8 @@ class RunDir:
     def _can_be_resumed(self) -> bool:
         return any(self.checkpoints.glob("step_*"))
 
-    def create(self, config: str, environment: Mapping[str, Any], *, resume: bool) -> None:
-        """Makes the directory ready for a run; what an earlier one left goes, unless its checkpoints are continued."""
+    def start(self, config: str, environment: Mapping[str, Any], *, resume: bool) -> None:
+        """Make the directory ready for a run: what an earlier one left goes, unless its checkpoints are continued."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (resume and self._can_be_resumed()):
             for directory in (self.checkpoints, self.path / "profile"):
@@ -87,46 +95,51 @@ class RunDir:
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def write_plan(self, plan: str) -> None:
+        """Write where each embedding table lives, as text."""
         write_atomically(self.path / "plan.txt", plan)
 
     def write_summary(self, summary: RunSummary) -> None:
+        """Write what is known of the run so far."""
         write_atomically(self.path / "summary.json", json.dumps(summary.model_dump(), indent=2))
 
     def mark_ended(self, status: Status, failure: Failure) -> None:
-        """Writes how the run ended into its summary; of several ranks the first to say so is where it began."""
+        """Write how the run ended into its summary, once: of several ranks the first to say so is where it began."""
         if self.exists() and (summary := self.read_summary()).status == "running":
             self.write_summary(summary.ended(status, failure))
 
     def write_scores(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Of the test rows, in their order: (n,) float32 and (n,) of 0 and 1."""
+        """Write the scores of the test rows in their order: logits (n,) float32, labels (n,) of 0 and 1."""
         path = self.path / "test_scores.npz"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
         np.savez(temporary, logits=logits.astype(np.float32), labels=labels.astype(np.uint8))
         os.replace(temporary, path)
 
     def read_scores(self) -> tuple[np.ndarray, np.ndarray]:
-        """What `write_scores` was given at the best evaluation. Raises FileNotFoundError."""
+        """Return logits (n,) and labels (n,) of the test rows at the best evaluation. Raises FileNotFoundError."""
         path = self.path / "test_scores.npz"
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} has no scores of its test rows: {path.name} is missing")
-        with np.load(path) as found:
-            return found["logits"], found["labels"]
+        with np.load(path) as scores:
+            return scores["logits"], scores["labels"]
 
     def read_config(self) -> dict[str, Any]:
+        """Return the resolved config as nested tables."""
         return tomllib.loads(self._read("config.toml"))
 
     def read_environment(self) -> dict[str, Any]:
+        """Return what `recsys.runs.environment.describe_environment` said."""
         return json.loads(self._read("environment.json"))
 
     def read_summary(self) -> RunSummary:
-        """Raises pydantic's ValidationError for what is no summary of a run."""
+        """Return the summary. Raises pydantic's ValidationError for what is no summary of a run."""
         return RunSummary.model_validate(json.loads(self._read("summary.json")))
 
     def read_plan(self) -> str:
+        """Return where each embedding table lives, as text."""
         return self._read("plan.txt")
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records of metrics.jsonl in order; a last line cut off by a crash is left out."""
+        """Yield the records of metrics.jsonl in order; a last line cut off by a crash is left out."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
@@ -136,11 +149,12 @@ class RunDir:
                     yield json.loads(line)
 
     def keep_records_until(self, step: int) -> None:
-        """Drops the records after `step`: a resumed run writes them again."""
+        """Drop the records after `step`: a resumed run writes them again."""
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
         write_atomically(self.path / "metrics.jsonl", "".join(kept))
 
     def append_record(self, record: Mapping[str, Any]) -> None:
+        """Add a record to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps(record) + "\n")
 
@@ -149,48 +163,3 @@ class RunDir:
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} is not a run directory: {name} is missing")
         return path.read_text()
-
-
-def describe_environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """When and from what this process was started: commit, versions, hardware, threads and command."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "world_size": world_size,
-        "threads_per_rank": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    root = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
