@@ -11,7 +11,7 @@ SECTIONS = {
 }
 
 
-@cli.group("bench", __doc__, summary="Measure this machine: kernels, methods, steps, clocks.", sections=SECTIONS)
+@cli.group("bench", __doc__, summary="Measure this machine: kernels, steps, clocks.", sections=SECTIONS)
 def main() -> None:
     """Each benchmark is a command of its own."""
 

@@ -108,8 +108,9 @@ def measure(output: Path, sketch: tuple[str, ...], **asked: Any) -> None:
 
     _check(**{name: value for name, value in asked.items() if name not in ("table", "exponent")})
     _check_names("--sketch", sketch, SKETCHES)
+    words = ["theory", *(word for word in sys.argv[1:] if word != "theory")]  # however the command was started
     with cli.mistakes():
-        run_measure(Namespace(**asked, sketch=sketch, output=output / "sketch_error.html", words=sys.argv[1:]))
+        run_measure(Namespace(**asked, sketch=sketch, output=output / "sketch_error.html", words=words))
 
 
 @cli.command(

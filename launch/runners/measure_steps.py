@@ -6,17 +6,18 @@ The plan names the setups, all of one world size; their steps are measured inter
 rank 0 writes the results. `launch.runners.step_jobs` starts such jobs; without torchrun it is one process.
 """
 
-import argparse
 import json
-import os
+import signal
 import sys
 from pathlib import Path
 
+import click
 from pydantic import Field, ValidationError
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from configs.load import ConfigError, load_config
 from configs.schema import RunConfig, Section
+from launch import cli
 from recsys.bench.step_bench import Mode, StepMeasurement, measure_steps
 from recsys.runs.environment import describe_environment
 from recsys.runs.ranks import choose_device, process_group
@@ -24,7 +25,6 @@ from recsys.runs.run_directory import write_atomically
 from recsys.train.heap import keep_freed_memory
 from recsys.train.registry import CHOICES
 
-EXIT_MISTAKE = 2
 JSON_VERSION = 1
 EXAMPLE = """a plan:
   {"rounds": 5, "steps": 10, "setups": [
@@ -101,23 +101,15 @@ def run_rank(plan: Plan, configs: list[RunConfig], output: Path) -> None:
             write_atomically(output, to_json(plan, measured, describe_environment(device, ranks.world_size)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.runners.measure_steps",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("plan", type=Path, metavar="PLAN.json")
-    parser.add_argument("output", type=Path, metavar="OUTPUT.json")
-    arguments = parser.parse_args()
-    try:
-        plan, configs = load_plan(arguments.plan)
-    except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_MISTAKE)
-    run_rank(plan, configs, arguments.output)
+@cli.command("measure-steps", __doc__, summary="Measure steps of setups in turns.", notes=f"\b\n{EXAMPLE}")
+@click.argument("plan", type=click.Path(path_type=Path), metavar="PLAN.json")
+@click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT.json")
+def main(plan: Path, output: Path) -> None:
+    """Measure this rank's part of the plan."""
+    with cli.mistakes():
+        checked, configs = load_plan(plan)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a rank that waits in a collective could not take it otherwise
+    run_rank(checked, configs, output)
 
 
 if __name__ == "__main__":
