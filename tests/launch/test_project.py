@@ -9,7 +9,7 @@ from launch.project import main as command
 from recsys.cost import projection, table_placement
 from recsys.cost.machines import MACHINES, MODELS
 from recsys.cost.projection import build_scenario
-from tests.recsys.cost.made_crossover import make_document
+from tests.recsys.cost.fake_crossover import make_document
 
 FEW = ["--model", "criteo_tb", "--gpus", "8,16", "--network-gbit", "200", "--compression", "1000"]
 

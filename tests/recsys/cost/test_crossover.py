@@ -22,7 +22,7 @@ from recsys.cost.crossover import (
     ratios_over_batch,
 )
 from recsys.cost.crossover_report import build_page, map_figure, parts_figure, steps_table
-from tests.recsys.cost.made_crossover import make_arm, make_document
+from tests.recsys.cost.fake_crossover import make_arm, make_document
 
 SLOW, FAST, LOOPBACK = (
     Link(rate_mbit=rate, delay_us=delay) for rate, delay in ((100, 1000), (10_000, 50), (None, None))

@@ -21,7 +21,7 @@ from recsys.cost.fit import (
     read_steps,
     worst_byte_error,
 )
-from tests.recsys.cost.made_crossover import ARRAY, COMPUTING, FIXED, TRIPS, WIRE, make_arm, make_document
+from tests.recsys.cost.fake_crossover import ARRAY, COMPUTING, FIXED, TRIPS, WIRE, make_arm, make_document
 
 
 def disturbed(document: dict, factor) -> dict:
