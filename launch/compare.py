@@ -27,7 +27,7 @@ PAGE = "report.html"
         "runs/demo/demo_sharded runs/demo/demo_robe",
         "runs/full_s* runs/robe_s*       # several seeds: mean ± standard deviation",
         "runs/* --target-auc 0.8025 --output paper",
-        "runs/* --json | jq '.setups[] | {label, auc: .figures.test_auc.mean}'",
+        "runs/* --json | jq '.arms[] | {label, auc: .figures.test_auc.mean}'",
     ],
     notes="Exit status 2: runs could not be read, or differ in what a fair comparison shares.",
 )

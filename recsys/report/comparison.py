@@ -28,7 +28,7 @@ from recsys.report.run import Run, load_runs
 from recsys.runs.metrics import QUALITY
 from recsys.runs.summary import BestPossible
 
-JSON_VERSION = 1
+JSON_VERSION = 2
 _FACTS = ("method", "placement", "sharding", "world_size", "threads_per_rank", "parameters", "compression")
 
 
@@ -92,7 +92,7 @@ class Comparison:
             "baseline": self.baseline.label,
             "target": self.target and asdict(self.target),
             "best_possible": best and best.model_dump(),
-            "setups": [self._arm_to_json(arm) for arm in self.arms],
+            "arms": [self._arm_to_json(arm) for arm in self.arms],
             "runs": [_run_to_json(run) for run in self.runs],
             "varied": [difference.to_json() for difference in self.varied],
             "differences": [difference.to_json() for difference in self.differences],
@@ -110,7 +110,7 @@ class Comparison:
             **{fact: summary[fact] for fact in _FACTS},
             "figures": figures_to_json(arm, self.split, self.target),
             "ratios": asdict(self.ratios(arm)),
-            "lead": order and asdict(order),
+            "curve_order": order and asdict(order),
         }
 
 

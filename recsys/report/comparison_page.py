@@ -45,7 +45,7 @@ _LIMITS = (
     "AUC is exact over all rows of a split, ties counting one half. Quality in the table is of the best evaluation, "
     "chosen on the selecting rows; the curves show every evaluation.",
     "A target is reached at an evaluation: how closely is set by evaluation.every_epochs.",
-    "With fewer than three seeds a difference in quality is an observation. The ± of test sampling concerns all setups "
+    "With fewer than three seeds a difference in quality is an observation. The ± of test sampling concerns all arms "
     "alike, as they are tested on the same rows.",
     "Times of separate runs carry the machine's drift: small differences need repeats in alternation.",
 )
@@ -80,7 +80,7 @@ def _findings(comparison: Comparison, outcome: Outcome) -> list[Block]:
             f"{UNFAIR}. These runs differ in what a fair comparison shares:", [str(d) for d in comparison.differences]
         ),
         *([outcome.overview] if outcome.overview else []),
-        Details("Each setup against the baseline", [findings]) if is_long else findings,
+        Details("Each arm against the baseline", [findings]) if is_long else findings,
         Notice("Keep in mind", comparison.caveats),
     ]
 
@@ -89,7 +89,7 @@ def _plots(comparison: Comparison, plots: Sequence[Plot]) -> list[Block]:
     splits, sizes = find_splits(comparison), [plot for plot in plots if plot.id.startswith("size-")]
     arms = [(arm.label, style) for arm, style in zip(comparison.arms, choose_styles(comparison), strict=True)]
     return [
-        "Click a setup to hide or show it in every plot. The camera above a plot saves it as SVG with its legend.",
+        "Click an arm to hide or show it in every plot. The camera above a plot saves it as SVG with its legend.",
         Controls(arms, splits),
         *([] if splits else ["No run has been evaluated yet: there is no quality to plot."]),
         Grid([plot for plot in plots if plot not in sizes]),
@@ -126,7 +126,7 @@ def _facts(comparison: Comparison) -> list[Block]:
     facts = {**shared_facts(first), **free_facts(first)}
     shared = {key: _show(value) for key, value in facts.items() if key not in differing}
     same = "Nothing differs in [embedding], [parallelism] and seed: these are repeats of one run."
-    differs: list[Block] = [Table(["setup", *keys], rows)] if keys else [same] if len(comparison.runs) > 1 else []
+    differs: list[Block] = [Table(["arm", *keys], rows)] if keys else [same] if len(comparison.runs) > 1 else []
     return [*differs, Details("Shared by all runs", [Pairs(shared)])]
 
 

@@ -53,7 +53,7 @@ def _styled(comparison: Comparison) -> Iterator[tuple[int, Arm, Style]]:
 
 
 def _trace(kind: str, place: int, arm: Arm, **more: Any) -> Figure:
-    return {"type": kind, "name": escape_plotly(arm.label), "meta": {"setup": place}, **more}
+    return {"type": kind, "name": escape_plotly(arm.label), "meta": {"arm": place}, **more}
 
 
 def _quality(comparison: Comparison, metric: str, over: str) -> Plot:

@@ -133,7 +133,7 @@ def _embedding_bytes(row: ArmRow) -> Cell:
 
 def _compression(row: ArmRow) -> Cell:
     target = format_ratio(row.arm.fact("compression.target"))
-    return Cell.of(row.arm.fact("compression.actual"), format_ratio, f"asked {target}")
+    return Cell.of(row.arm.fact("compression.actual"), format_ratio, f"target {target}")
 
 
 def _step(row: ArmRow) -> Cell:
@@ -199,7 +199,7 @@ def _peak_memory(row: ArmRow) -> Cell:
     return Cell.of(row.arm.peak_memory_gib, lambda gib: format_bytes(gib * 2**30))
 
 
-_ARM = Column("setup", "", _label)
+_ARM = Column("arm", "", _label)
 _FACTS: Sequence[Column[ArmRow]] = (
     Column("method", "How embeddings are stored, and the seeds of the runs.", _method, align="left"),
     Column(
@@ -217,7 +217,7 @@ _FACTS: Sequence[Column[ArmRow]] = (
         lambda row: Cell.of(row.arm.fact("embedding_stored_bytes"), format_bytes),
     ),
     Column(
-        "compression", "Bytes of the full tables in fp32 over those stored; obtained, and asked for.", _compression
+        "compression", "Bytes of the full tables in fp32 over those stored: actual, and target.", _compression
     ),
     Column(
         "embedding memory per rank",

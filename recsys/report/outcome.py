@@ -70,7 +70,7 @@ def _title(comparison: Comparison) -> str:
     if not labels:
         return baseline
     if len(labels) > 3:
-        return f"{len(labels)} setups against {baseline}"
+        return f"{len(labels)} arms against {baseline}"
     *first, last = labels
     return f"{', '.join(first)} and {last} against {baseline}" if first else f"{last} against {baseline}"
 
@@ -80,7 +80,7 @@ def _subject(comparison: Comparison) -> str:
     run = comparison.runs_of(arm)[0]
     summary = run.summary
     hardware = run.environment.get("device" if summary.device == "cuda" else "cpu") or summary.device
-    what = f"{len(comparison.arms)} setups of the same {summary.architecture}" if several else summary.architecture
+    what = f"{len(comparison.arms)} arms of the same {summary.architecture}" if several else summary.architecture
     where = f"{summary.dataset} data, {format_count(summary.train_rows)} training rows"
     machine = f"{plural(run.threads, 'thread')} on {hardware}"
     intro = f"{what[0].upper()}{what[1:]} on {where}; {machine}."

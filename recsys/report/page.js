@@ -34,8 +34,8 @@ function chosenFigure(plot) {
   return view.figure;
 }
 
-// Setups that have a button above the plots need no legend, but in a saved picture.
-const hasButtons = data => document.querySelector(".controls") !== null && data.some(trace => trace.meta?.setup !== undefined);
+// Arms that have a button above the plots need no legend, but in a saved picture.
+const hasButtons = data => document.querySelector(".controls") !== null && data.some(trace => trace.meta?.arm !== undefined);
 
 function themed({ data, layout }, isNarrow, ink, quiet, line, paper) {
   const axes = Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key));
@@ -51,7 +51,7 @@ function themed({ data, layout }, isNarrow, ink, quiet, line, paper) {
 }
 
 function traces(figure) {
-  return figure.data.map(trace => (hidden.has(trace.meta?.setup) ? { ...trace, visible: false } : trace));
+  return figure.data.map(trace => (hidden.has(trace.meta?.arm) ? { ...trace, visible: false } : trace));
 }
 
 function save(plot) {
@@ -79,11 +79,11 @@ function drawAll() {
   plots.forEach(draw);
 }
 
-for (const button of buttons("setup")) {
+for (const button of buttons("arm")) {
   button.addEventListener("click", () => {
-    const setup = Number(button.dataset.setup);
-    hidden.delete(setup) || hidden.add(setup);
-    button.setAttribute("aria-pressed", String(!hidden.has(setup)));
+    const arm = Number(button.dataset.arm);
+    hidden.delete(arm) || hidden.add(arm);
+    button.setAttribute("aria-pressed", String(!hidden.has(arm)));
     drawAll();
   });
 }

@@ -67,13 +67,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Controls:
-    """Buttons for all plots of the page: setups to hide, and views to choose from.
+    """Buttons for all plots of the page: arms to hide, and views to choose from.
 
-    setups: label and style of each; a trace belongs to the one whose place its meta["setup"] gives. views: names of
+    arms: label and style of each; a trace belongs to the one whose place its meta["arm"] gives. views: names of
     figures; every plot that has figures of these names follows.
     """
 
-    setups: Sequence[tuple[str, Style]]
+    arms: Sequence[tuple[str, Style]]
     views: Sequence[str] = ()
 
 

@@ -1,4 +1,4 @@
-"""The colours, dashes and symbols of all plots and tables: one style a setup, told apart without colour too.
+"""The colours, dashes and symbols of all plots and tables: one style an arm, told apart without colour too.
 
 >>> [choose_style(i).dash for i in (0, 1, len(COLOURS))]
 ['solid', 'solid', 'dash']
@@ -18,7 +18,7 @@ _STROKES = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 2 2 2", "lon
 
 @dataclass(frozen=True)
 class Style:
-    """How a setup is drawn wherever it appears: plotly's words for a line's dash and a marker's symbol."""
+    """How an arm is drawn wherever it appears: plotly's words for a line's dash and a marker's symbol."""
 
     colour: str
     dash: str = "solid"
@@ -34,6 +34,6 @@ BASELINE = Style(BASELINE_COLOUR)
 
 
 def choose_style(index: int) -> Style:
-    """Return the style of the index-th setup beside the baseline: colours first, then these with another dash."""
+    """Return the style of the index-th arm beside the baseline: colours first, then these with another dash."""
     again, colour = divmod(index, len(COLOURS))
     return Style(COLOURS[colour], DASHES[again % len(DASHES)], SYMBOLS[again % len(SYMBOLS)])

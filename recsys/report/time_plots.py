@@ -113,10 +113,10 @@ def _bars(rows: Sequence[_Row], segment: _Segment) -> list[Figure]:
             continue
         share = format_share(ms / row.timing.step_ms)
         hover = f"{escape_plotly(segment.name)}: {three_digits(ms)} ms, {share} of the step{segment.hover(row.timing)}"
-        place = {"name": escape_plotly(row.label), "meta": {"setup": row.arm}, "x": [rounded(ms)], "y": [y]}
+        place = {"name": escape_plotly(row.label), "meta": {"arm": row.arm}, "x": [rounded(ms)], "y": [y]}
         inside = {"text": [share], "textposition": "inside", "insidetextanchor": "middle", "textangle": 0}
         traces.append(shared | place | inside | {"showlegend": False, "hovertemplate": hover})
-    return [shared | {"name": escape_plotly(segment.name), "meta": {"setup": None}, "x": [None], "y": [0]}, *traces]
+    return [shared | {"name": escape_plotly(segment.name), "meta": {"arm": None}, "x": [None], "y": [0]}, *traces]
 
 
 def _steps_outside(arms: Sequence[tuple[int, Arm]]) -> list[Figure]:
@@ -128,9 +128,9 @@ def _steps_outside(arms: Sequence[tuple[int, Arm]]) -> list[Figure]:
         if (p50 := arm.mean("step_ms.p50")) is None:
             continue
         hover = f"not profiled: p50 {three_digits(p50.mean)} ms"
-        where = {"name": escape_plotly(arm.label), "meta": {"setup": place}, "x": [rounded(p50.mean)], "y": [y - 0.42]}
+        where = {"name": escape_plotly(arm.label), "meta": {"arm": place}, "x": [rounded(p50.mean)], "y": [y - 0.42]}
         traces.append(shared | where | {"showlegend": False, "hovertemplate": hover})
-    key = shared | {"name": "step that is not profiled, p50", "meta": {"setup": None}, "x": [None], "y": [0]}
+    key = shared | {"name": "step that is not profiled, p50", "meta": {"arm": None}, "x": [None], "y": [0]}
     return [key, *traces] if traces else []
 
 

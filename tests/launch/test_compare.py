@@ -72,7 +72,7 @@ def test_target_auc(demo, capsys):
     main([*demo, "--json", "--target-auc", "0.74"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["target"] == {"auc": 0.74, "split": "validation", "rule": "given on the command line"}
-    assert all(setup["figures"]["target"]["observed"] for setup in printed["setups"])
+    assert all(arm["figures"]["target"]["observed"] for arm in printed["arms"])
 
 
 @pytest.mark.parametrize("value", ["0.4", "1", "76", "high", "nan"])

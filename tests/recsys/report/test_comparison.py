@@ -77,7 +77,7 @@ class TestTarget:
         rule = "the lowest of the best validation AUCs of the 2 finished runs with full tables"
         assert compare(runs).target == Target(0.76, "validation", rule)
 
-    def test_configured_and_asked(self, tmp_path):
+    def test_configured_and_given(self, tmp_path):
         runs = [write_run(tmp_path, str(i), seed=i, config={"training.target_auc": 0.75}) for i in range(2)]
         assert compare(runs).target == Target(0.75, "validation", "training.target_auc of every run")
         assert compare(runs, target_auc=0.6).target == Target(0.6, "validation", "given on the command line")

@@ -46,7 +46,7 @@ class TestPage:
         assert [plot.id for plot in page.plots] == PLOTS
         assert list(page.plots[0].figures) == ["validation", "test"]
         assert page.title == "demo_robe and demo_robe_single against demo_sharded"
-        assert page.answer.startswith("3 setups of the same dlrm")
+        assert page.answer.startswith("3 arms of the same dlrm")
 
     def test_escapes_what_others_wrote(self, tmp_path):
         runs = [
@@ -136,7 +136,7 @@ class TestPlots:
         for plot in build_plots(demo):
             for figure in plot.figures.values():
                 for trace in figure["data"]:
-                    colours.setdefault(trace["meta"]["setup"], set()).add(trace["marker"]["color"])
+                    colours.setdefault(trace["meta"]["arm"], set()).add(trace["marker"]["color"])
         assert [len(own) for own in colours.values()] == [1, 1, 1]
         assert len(set.union(*colours.values())) == 3
 
@@ -144,7 +144,7 @@ class TestPlots:
         (auc, *_) = build_plots(sweep)
         looks = {}
         for trace in auc.figures["validation"]["data"]:
-            looks.setdefault((trace["line"]["color"], trace["line"]["dash"]), set()).add(trace["meta"]["setup"])
+            looks.setdefault((trace["line"]["color"], trace["line"]["dash"]), set()).add(trace["meta"]["arm"])
         assert all(len(arms) == 1 for arms in looks.values())
 
     def test_target_and_best_possible_are_drawn_where_they_apply(self, demo):

@@ -48,7 +48,7 @@ def test_a_metric_of_the_registry_appears_everywhere(tmp_path, monkeypatch):
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     comparison = compare([run])
     assert "| test Brier score | 0.188 |" in format_document(comparison)
-    (arm,) = comparison.to_json()["setups"]
+    (arm,) = comparison.to_json()["arms"]
     assert arm["figures"]["test_brier"]["mean"] == 0.18765
     page = build_page(comparison)
     assert {"brier-time", "brier-samples"} <= {plot.id for plot in page.plots}
@@ -73,7 +73,7 @@ def test_figures_of_profiled_steps(demo):
     assert headings[-2:] == ["all_reduce", "all_to_all"]
     sharded, robe, single = (dict(zip(headings, row, strict=True)) for row in table.rows)
     assert {name: (cell.text, cell.detail) for name, cell in sharded.items()} == {
-        "setup": ("demo_sharded", ""),
+        "arm": ("demo_sharded", ""),
         "windows": ("2", "20 steps"),
         "profiled step, ms": ("11.2", ""),
         "× not profiled": ("1.14×", "mean 9.77 ms"),

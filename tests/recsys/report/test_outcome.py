@@ -45,7 +45,7 @@ def test_reached_and_within_the_noise(tmp_path):
 
 
 def test_subject_names_model_data_threads_and_hardware(demo):
-    for piece in ("3 setups of the same dlrm", "synthetic", "400 k training rows", "2 threads on Xeon", "demo_sharded"):
+    for piece in ("3 arms of the same dlrm", "synthetic", "400 k training rows", "2 threads on Xeon", "demo_sharded"):
         assert piece in demo.subject
 
 

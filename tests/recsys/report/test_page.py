@@ -33,11 +33,11 @@ STYLES = [BASELINE, choose_style(0)]
 MAIN_PARTS = 2  # plotly.js aside: the data of plots, and the page's own script
 
 
-def draw(height, of_setups=True):
-    """A line a setup, at another height for each figure."""
+def draw(height, of_arms=True):
+    """A line an arm, at another height for each figure."""
     lines = [{"type": "scatter", "name": name, "x": [1, 2], "y": [height, height]} for name in NAMES]
-    if of_setups:
-        lines = [line | {"meta": {"setup": i}} for i, line in enumerate(lines)]
+    if of_arms:
+        lines = [line | {"meta": {"arm": i}} for i, line in enumerate(lines)]
     return {"data": lines, "layout": {"xaxis": {"title": {"text": "x"}}, "yaxis": {}}}
 
 
@@ -156,7 +156,7 @@ def test_meanings_are_terms():
     assert meanings_of(table).terms == [("a", "what a is"), ("c, ms", "what c is")]
 
 
-def test_setups_differ_without_colour_once_colours_are_used_up():
+def test_arms_differ_without_colour_once_colours_are_used_up():
     styles = [choose_style(i) for i in range(5 * len(COLOURS))]
     assert len(set(styles)) == len(styles)
     for first in styles[: len(COLOURS)]:
@@ -239,7 +239,7 @@ class TestInABrowser:
         page.locator(".sortable").first.get_by_role("button", name="word", exact=True).click()
         assert order() == ["a", "b", "word"]
 
-    def test_buttons_hide_setups_and_choose_views_in_all_plots(self, browser, tmp_path):
+    def test_buttons_hide_arms_and_choose_views_in_all_plots(self, browser, tmp_path):
         page = look(browser, tmp_path, 1440)
         assert names_drawn(page, "both") == names_drawn(page, "one") == NAMES
         page.get_by_role("button", name="robe").click()

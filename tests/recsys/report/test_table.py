@@ -187,8 +187,8 @@ def test_pieces_fit_the_width_and_lose_nothing(sizes):
 
 def test_a_baseline_stands_in_every_piece():
     names = ["full", *(f"robe {i}×" for i in range(8))]
-    setups = Table(["", "AUC"], [[name, "0.7598 ± 0.0019"] for name in names]).transposed(pinned=2)
-    heads = [line for line in printed(setups, 80).splitlines() if "robe" in line]
+    arms = Table(["", "AUC"], [[name, "0.7598 ± 0.0019"] for name in names]).transposed(pinned=2)
+    heads = [line for line in printed(arms, 80).splitlines() if "robe" in line]
     assert len(heads) > 1
     assert all(head.split()[0] == "full" for head in heads)
     assert " ".join(heads).count("robe") == 8
@@ -347,7 +347,7 @@ def test_a_row_of_another_length_is_refused():
 
 
 def test_figures_downwards_keep_headings_states_and_meanings():
-    columns = [Column("setup"), Column("step", "how", unit="ms"), Column("AUC")]
+    columns = [Column("arm"), Column("step", "how", unit="ms"), Column("AUC")]
     found = Table(columns, [[Cell("full", "killed"), "8", "0.7"], ["robe", "4", "0.6"]]).transposed()
     assert found.to_markdown().splitlines() == [
         "|  | full (killed) | robe |", "| --- | ---: | ---: |", "| step, ms | 8 | 4 |", "| AUC | 0.7 | 0.6 |",

@@ -1,4 +1,4 @@
-"""Stacked bars: their parts are the step, each at its place, in one colour, and hidden with its setup."""
+"""Stacked bars: their parts are the step, each at its place, in one colour, and hidden with its arm."""
 
 from collections import defaultdict
 
@@ -30,8 +30,8 @@ def data(comparison, name):
 
 
 def bars(traces):
-    """Those of setups, without the entries of the legend."""
-    return [trace for trace in traces if trace["type"] == "bar" and trace["meta"]["setup"] is not None]
+    """Those of arms, without the entries of the legend."""
+    return [trace for trace in traces if trace["type"] == "bar" and trace["meta"]["arm"] is not None]
 
 
 @pytest.mark.parametrize("name", ["time-parts", "time-phases", "time-ranks"])
@@ -87,10 +87,10 @@ def test_a_part_has_one_colour_in_all_figures_that_no_other_has(demo, own_phase)
     assert len(set.union(*colours.values())) == len(colours)
 
 
-def test_a_bar_is_hidden_with_its_setup_and_the_legend_stays(own_phase):
+def test_a_bar_is_hidden_with_its_arm_and_the_legend_stays(own_phase):
     for name in ("time-parts", "time-phases", "time-ranks"):
         traces = data(own_phase, name)
-        assert {trace["meta"]["setup"] for trace in traces} == {None, 1}
+        assert {trace["meta"]["arm"] for trace in traces} == {None, 1}
         shown = [trace["legendgroup"] for trace in traces if trace.get("showlegend", True)]
         assert len(shown) == len(set(shown))
         assert {trace["legendgroup"] for trace in traces} == set(shown)
@@ -98,8 +98,8 @@ def test_a_bar_is_hidden_with_its_setup_and_the_legend_stays(own_phase):
 
 
 def test_the_step_that_is_not_profiled_is_marked(demo):
-    marks = [t for t in data(demo, "time-parts") if t["type"] == "scatter" and t["meta"]["setup"] is not None]
-    assert [(mark["meta"]["setup"], mark["x"]) for mark in marks] == [(0, [9.3]), (1, [6.6]), (2, [5.8])]
+    marks = [t for t in data(demo, "time-parts") if t["type"] == "scatter" and t["meta"]["arm"] is not None]
+    assert [(mark["meta"]["arm"], mark["x"]) for mark in marks] == [(0, [9.3]), (1, [6.6]), (2, [5.8])]
     assert all(mark["y"][0] == pytest.approx(i - 0.42) for i, mark in enumerate(marks))
 
 
