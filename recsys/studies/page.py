@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recsys.report.page import Block, Lines, Notice, Page, Pairs, Plot, Section, meanings_of
+from recsys.report.page import Block, Lines, Notice, Page, Pairs, Plot, Section
 from recsys.studies.plots import draw_curves, draw_sizes, draw_trade
 from recsys.studies.tables import StudyTables
 
@@ -42,7 +42,7 @@ def build_page(tables: StudyTables) -> Page:
             Section("Beside the paper" if study.reference else "Results", list(tables.shown)),
             Section("Plots", _build_plots(tables)),
             Section("Every figure", ["One row a setting, model, method and compression.", tables.every]),
-            *_build_sections(tables, facts),
+            *_build_sections(facts),
             Section("Environment", [Pairs({key: str(value) for key, value in facts.get("environment", {}).items()})]),
         ],
         kicker=study.reference,
@@ -61,7 +61,7 @@ def _build_plots(tables: StudyTables) -> list[Block]:
     return plots
 
 
-def _build_sections(tables: StudyTables, facts: Mapping[str, Any]) -> list[Section]:
+def _build_sections(facts: Mapping[str, Any]) -> list[Section]:
     """Return the sections that not every study has."""
     sections = []
     if any(facts["settings"].values()):
@@ -71,7 +71,4 @@ def _build_sections(tables: StudyTables, facts: Mapping[str, Any]) -> list[Secti
     if options := facts.get("options"):
         note = "The learning rate of the embeddings, the seed, and [embedding]; everything else is shared."
         sections.append(Section("What differs", [note, Pairs(options)]))
-    meanings = meanings_of(tables.shown[0]) if tables.shown else None
-    if meanings and meanings.terms:
-        sections.append(Section("Definitions", [meanings]))
     return sections
