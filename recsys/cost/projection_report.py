@@ -48,7 +48,7 @@ def build_page(projection: Projection) -> Page:
     ]  # fmt: skip
     return Page(
         f"Sharded tables and ROBE on {projection.scenario.cost_model.machine.name}: a projection",
-        cheapest[0] if cheapest else caveats[0],
+        "Projected by formula, not run: steps, devices and memory of both sides, and what the target takes.",
         sections,
         "projection",
         _ORIGIN,
