@@ -41,16 +41,17 @@ class Interrupted(BaseException):
 
 def train(config: RunConfig, dataset: Dataset, run_dir: RunDir, ranks: Ranks) -> str:
     """Build and train the model of the config on the ranks of the process group, and return why training ended."""
-    model, optimizer, facts = assemble(config, dataset, ranks)
+    assembly = assemble(config, dataset, ranks)
+    facts = assembly.facts
     if ranks.is_first:
-        plan = describe_placement(model, facts.placement, facts.bytes_per_rank.embedding[0])
+        plan = describe_placement(assembly.model, facts.placement, facts.bytes_per_rank.embedding[0])
         run_dir.write_plan(text := format_plan(plan, ranks))
         counts = facts.parameters
         print(f"{text}parameters: {counts.dense:,} dense, {counts.embedding:,} embedding", flush=True)
     checkpoints = Checkpoints(run_dir.checkpoints, identity(config, dataset), config.checkpoint.keep_last, ranks)
     recorder = Recorder(run_dir, enabled=ranks.is_first, tensorboard=config.logging.tensorboard)
     try:
-        return Trainer(config, dataset, model, optimizer, checkpoints, recorder, ranks, facts).run()
+        return Trainer(config, dataset, assembly, checkpoints, recorder, ranks).run()
     finally:
         recorder.close()
 

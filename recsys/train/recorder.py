@@ -7,13 +7,13 @@ Only rank 0 records; the others hold a recorder that does nothing, so the traine
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from configs.schema import OptimizerSection
 from recsys.runs.metrics import (
     COMPUTE_MS,
     EXPOSED_COMM_MS,
@@ -111,19 +111,31 @@ class Recorder:
         if self.enabled:
             self.run_dir.write_summary(summary)
 
-    def keep_summary(self, summary: RunSummary) -> None:
-        """Writes how far a run came that is about to end, unless another rank has already said why it ends."""
+    def write_summary_if_running(self, summary: RunSummary) -> None:
+        """Write how far a run came that is about to end, unless another rank has already said why it ends."""
         if self.enabled and self.run_dir.read_summary().status == "running":
             self.run_dir.write_summary(summary)
 
-    def write_hparams(self, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run's row of TensorBoard's HPARAMS page. parameters: numbers, strings or booleans by dotted key."""
-        if self._writer:
-            for summary in hparams(dict(parameters), dict(metrics)):
-                assert self._writer.file_writer is not None
-                self._writer.file_writer.add_summary(summary)
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value)
+    def write_hparams(self, summary: RunSummary, optimizer: OptimizerSection) -> None:
+        """Write the run's row of TensorBoard's HPARAMS page: what sets it apart, and its best figures."""
+        if self._writer is None:
+            return
+        assert summary.best is not None, "a finished run has evaluations"
+        facts = ("method", "placement", "world_size", "global_batch_size", "seed")
+        parameters = {
+            "compression": summary.compression.target,
+            "embedding_learning_rate": optimizer.embedding_learning_rate,
+            "dense_learning_rate": optimizer.dense_learning_rate,
+            **{name: getattr(summary, name) for name in facts},
+        }
+        metrics: dict[str, float] = {f"best/test_{name}": summary.best[f"test_{name}"] for name in QUALITY}
+        if summary.step_ms:
+            metrics["best/step_p50_ms"] = summary.step_ms.p50
+        for event in hparams(parameters, metrics):
+            assert self._writer.file_writer is not None
+            self._writer.file_writer.add_summary(event)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value)
 
     def close(self) -> None:
         if self._progress:

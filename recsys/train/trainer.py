@@ -5,7 +5,6 @@ is the wall clock from the first step on with evaluation and checkpoints taken o
 values that all ranks share, so ranks always leave the loop together.
 """
 
-import math
 import resource
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +13,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
-from torch import nn
 from torchrec.datasets.utils import Batch
-from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.schema import RunConfig
 from recsys.data.dataset import Dataset
 from recsys.models.registry import MODELS
-from recsys.profile.profile_window import Windows, profile_steps
+from recsys.profile.profile_window import profile_steps
 from recsys.runs.metrics import (
     DATA_MS,
     PEAK_GIB,
@@ -33,13 +30,14 @@ from recsys.runs.metrics import (
     quality_name,
 )
 from recsys.runs.ranks import Ranks, gather, on_first_rank
-from recsys.runs.summary import RunFacts, RunSummary, Status, Target
+from recsys.runs.summary import RunSummary, Status, Target
 from recsys.runs.window_timing import WindowTiming
-from recsys.train.assemble import TrainStep, build_batches
+from recsys.train.assemble import Assembly, TrainStep, build_batches
 from recsys.train.checkpoint import Checkpoints
 from recsys.train.clocks import StepTimer, StepTimes, Stopwatch
 from recsys.train.evaluation import evaluate
 from recsys.train.recorder import Recorder
+from recsys.train.schedule import Schedule, StopRules
 
 
 class Progress(BaseModel):
@@ -59,74 +57,65 @@ class Trainer:
         self,
         config: RunConfig,
         dataset: Dataset,
-        model: nn.Module,
-        optimizer: CombinedOptimizer,
+        assembly: Assembly,
         checkpoints: Checkpoints,
         recorder: Recorder,
         ranks: Ranks,
-        facts: RunFacts,
     ) -> None:
-        """facts: what is known of the run before training, the constant part of its summary."""
-        self.config, self.dataset, self.model, self.optimizer = config, dataset, model, optimizer
-        self.checkpoints, self.recorder, self.ranks, self.facts = checkpoints, recorder, ranks, facts
+        self.config, self.dataset, self.ranks = config, dataset, ranks
+        self.model, self.optimizer, self.facts = assembly
+        self.checkpoints, self.recorder = checkpoints, recorder
         self.batches = build_batches(config, dataset, ranks)
-        per_epoch = self.batches.steps_per_epoch
-        self.total_steps = max(1, math.floor(config.training.epochs * per_epoch + 1e-9))
-        if config.training.max_steps is not None:
-            self.total_steps = min(self.total_steps, config.training.max_steps)
-        self.evaluation_interval = max(1.0, config.evaluation.every_epochs * per_epoch)
-        intervals = (self.evaluation_interval, config.checkpoint.every_steps, self.total_steps)
-        self.windows = Windows(config.profile, [steps for steps in intervals if steps])
-        if ranks.is_first and (obstacle := self.windows.describe_obstacle()):
+        self.schedule = Schedule(config, self.batches.steps_per_epoch)
+        if ranks.is_first and (obstacle := self.schedule.describe_obstacle()):
             print(f"no profiled windows: {obstacle}", flush=True)
         self.splits = [s for s in ("validation", "test") if dataset.num_rows(s)]
+        total_steps = self.schedule.total_steps
+        self.rules = StopRules(config.training, config.evaluation, total_steps, self.splits[0])
+        self.train_step = TrainStep(self.model, self.optimizer, total_steps, seed=config.run.seed, ranks=ranks)
         self.progress = Progress()
-        self.train_step = TrainStep(model, optimizer, self.total_steps, seed=config.run.seed, ranks=ranks)
         self.peak_gib: list[float] = []
         self.step_timer, self.data_timer = StepTimer(ranks.device), StepTimer(ranks.device)
         self.step_times, self.data_times = StepTimes(), StepTimes()
         self.watch = Stopwatch(ranks.device)
 
-    @property
-    def selecting_split(self) -> str:
-        """The split that decides about the best evaluation, patience and target: validation where there is one."""
-        return self.splits[0]
-
     def run(self) -> str:
+        """Train until a rule ends it, and return which; the summary says so whatever happens."""
         self._resume()
         try:
             reason = self._train()
         except BaseException:
-            self.recorder.keep_summary(self.summary("running", None))
+            self.recorder.write_summary_if_running(self.summary("running", None))
             raise
-        self.recorder.write_summary(self.summary("finished", reason))
-        self.recorder.write_hparams(*self._hparams())
+        summary = self.summary("finished", reason)
+        self.recorder.write_summary(summary)
+        self.recorder.write_hparams(summary, self.config.optimizer)
         return reason
 
     def _train(self) -> str:
         if self.config.evaluation.at_start and not self.progress.evaluations:
             self._evaluate()
-        reason = self._stop_reason(evaluated=True)
+        reason = self._reason_to_stop(is_evaluated=True)
         batches = self.batches.from_step(self.progress.step)
-        losses: list[torch.Tensor] = []
+        losses: list[torch.Tensor] = []  # since they were last recorded, on the device: reading one would wait for it
         self.watch.start()
         while reason is None:
-            due = self.windows.is_due(self.progress.step, len(self.progress.profiles))
-            losses += self._profile(batches) if due else [self._timed_step(batches)]
+            if self.schedule.profiles(self.progress.step, len(self.progress.profiles)):
+                losses += self._profile(batches)
+            else:
+                losses.append(self._timed_step(batches))
             step = self.progress.step
             self.recorder.advance(step)
-            logged = step % self.config.logging.every_steps == 0
-            if logged:
+            logs, evaluates = self.schedule.logs(step), self.schedule.evaluates(step)
+            if logs:
                 self._record_training(losses)
                 losses = []
-            evaluated = step % self.evaluation_interval < 1 or step == self.total_steps
-            if evaluated:
+            if evaluates:
                 if losses:
                     self._average(losses)  # raises, naming the step, before scores that are not finite do
                 self._evaluate()
-            reason = self._stop_reason(evaluated, check_time=logged or evaluated)
-            every = self.config.checkpoint.every_steps
-            if (every and step % every == 0) or (reason and self.config.checkpoint.at_end):
+            reason = self._reason_to_stop(is_evaluated=evaluates, check_time=logs or evaluates)
+            if self.schedule.saves(step) or (reason and self.config.checkpoint.at_end):
                 self._save()
         self.watch.stop()
         if losses:
@@ -181,7 +170,7 @@ class Trainer:
             self.progress = Progress.model_validate(self.checkpoints.load(newest, self.model, self.optimizer))
         self.watch = Stopwatch(self.ranks.device, self.progress.train_time_s)
         self.recorder.write_summary(self.summary("running", None))  # before any record: a run that is ended has both
-        self.recorder.start(self.total_steps, self.progress.step)
+        self.recorder.start(self.schedule.total_steps, self.progress.step)
 
     def _save(self, is_best: bool = False) -> None:
         with self.watch.paused():
@@ -252,38 +241,19 @@ class Trainer:
                 {quality_name(split, name): found[f"{split}_{name}"] for split in self.splits for name in QUALITY},
             )
             self.recorder.write_summary(self.summary("running", None))
-            is_best = self._best() is self.progress.evaluations[-1]
+            is_best = self.rules.best(self.progress.evaluations) is self.progress.evaluations[-1]
             if is_best and scores and self.config.checkpoint.keep_scores:
                 self.recorder.run_dir.write_scores(*scores)
         if is_best and self.config.checkpoint.keep_best:
             self._save(is_best=True)
 
-    def _stop_reason(self, evaluated: bool, check_time: bool = False) -> str | None:
-        training, step = self.config.training, self.progress.step
-        if step >= self.total_steps:
-            return "max_steps" if step == training.max_steps else "epochs"
-        if evaluated and training.stop_at_target and self._target_reached() is not None:
-            return "target_auc"
-        patience = self.config.evaluation.patience
-        if evaluated and patience and self._evaluations_since_best() >= patience:
-            return "patience"
-        budget = training.time_budget_s
-        if check_time and budget is not None and on_first_rank(lambda: self.watch.read_s() >= budget):
-            return "time_budget"
-        return None
-
-    def _best(self) -> dict[str, int | float] | None:
-        return min(self.progress.evaluations, key=lambda e: e[f"{self.selecting_split}_log_loss"], default=None)
-
-    def _evaluations_since_best(self) -> int:
-        best = self._best()
-        return len(self.progress.evaluations) - 1 - self.progress.evaluations.index(best) if best else 0
-
-    def _target_reached(self) -> dict[str, Any] | None:
-        target = self.config.training.target_auc
-        if target is None:
-            return None
-        return next((e for e in self.progress.evaluations if e[f"{self.selecting_split}_auc"] >= target), None)
+    def _reason_to_stop(self, *, is_evaluated: bool, check_time: bool = False) -> str | None:
+        reason = self.rules.reason_to_stop(self.progress.step, self.progress.evaluations, is_evaluated=is_evaluated)
+        budget = self.config.training.time_budget_s
+        if reason is None and check_time and budget is not None:
+            # Rank 0's clock is everyone's; ranks that went by their own would not stop at one step.
+            reason = "time_budget" if on_first_rank(lambda: self.watch.read_s() >= budget) else None
+        return reason
 
     def summary(self, status: Status, reason: str | None) -> RunSummary:
         """The run as far as it has come: the facts known beforehand, and what was measured."""
@@ -304,8 +274,8 @@ class Trainer:
             profiles=self.progress.profiles,
             peak_memory_gib=self.peak_gib,
             test_positives=int(evaluations[-1]["test_positives"]) if evaluations else None,
-            selected_on=self.selecting_split,
-            best=self._best(),
+            selected_on=self.rules.split,
+            best=self.rules.best(evaluations),
             last=evaluations[-1] if evaluations else None,
             target=self._target(),
         )
@@ -314,28 +284,13 @@ class Trainer:
         auc = self.config.training.target_auc
         if auc is None:
             return None
-        split, reached = self.selecting_split, self._target_reached() or {}
+        split, reached = self.rules.split, self.rules.target_reached(self.progress.evaluations) or {}
         position = {"time_s": reached.get("time_s"), "samples": reached.get("samples"), "epochs": reached.get("epoch")}
         return Target.model_validate({"auc": auc, "split": split, **position})
 
-    def _hparams(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """What sets this run apart, and its best figures, for TensorBoard's table of runs."""
-        best, step_ms = self._best(), self.step_times.summary()
-        assert best is not None
-        optimizer = self.config.optimizer
-        facts = ("method", "placement", "world_size", "global_batch_size", "seed")
-        parameters = {
-            "compression": self.config.embedding.compression,
-            "embedding_learning_rate": optimizer.embedding_learning_rate,
-            "dense_learning_rate": optimizer.dense_learning_rate,
-            **{name: getattr(self.facts, name) for name in facts},
-        }
-        metrics = {f"best/test_{name}": best[f"test_{name}"] for name in QUALITY}
-        return parameters, metrics | ({"best/step_p50_ms": step_ms.p50} if step_ms else {})
-
 
 def peak_gib(device: torch.device) -> float:
-    """Largest memory so far of this process: resident on CPU, allocated on the device on CUDA."""
+    """Return the largest memory so far of this process in GiB: resident on CPU, allocated on the device on CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
