@@ -276,3 +276,12 @@ def test_stacked_parts_add_up_to_the_steps():
     (figure,) = next(plot for plot in build_page(projection).plots if plot.id == "parts").figures.values()
     sums = [sum(values) for values in zip(*(trace["y"] for trace in figure["data"]), strict=True)]
     assert sums == pytest.approx([p.cost.step_ms for p in projection.points if p.cost], rel=1e-4)
+
+
+def test_stored_bytes_count_layers_and_activations_on_both_sides():
+    working = SCENARIO.cost_model.working_bytes(CRITEO_TB, 2048)
+    sharded = SCENARIO.project_sharded(CRITEO_TB, Place(8), 16384)
+    placement = SCENARIO._place_tables(CRITEO_TB, 8, 16384)
+    assert sharded.stored_bytes == pytest.approx(placement.bytes_per_rank.max() + working)
+    robe = SCENARIO.project_robe(CRITEO_TB, 1000, Place(8), 16384)
+    assert robe.stored_bytes == pytest.approx(2 * 4 * CRITEO_TB.table_parameters / 1000 + working)
