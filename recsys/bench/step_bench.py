@@ -20,7 +20,7 @@ from configs.schema import RunConfig
 from recsys.data.dataset import Dataset
 from recsys.data.registry import build_dataset
 from recsys.models.registry import MODELS
-from recsys.profile.profile_window import profile_steps
+from recsys.profile.window import profile_steps
 from recsys.runs.ranks import Ranks
 from recsys.runs.window_timing import WindowTiming
 from recsys.train.assemble import Assembly, TrainStep, assemble, build_batches

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec.datasets.utils import Batch
 
 from recsys.bench.step_bench import Bench
-from recsys.profile.profile_window import profile_steps
+from recsys.profile.window import profile_steps
 from recsys.runs.phases import GRADIENT_ALL_REDUCE
 from recsys.runs.ranks import Ranks, gather
 from recsys.runs.window_timing import WindowTiming

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.profile.intervals import intersect, length, subtract, union
-from recsys.profile.trace import RankTrace
-from recsys.profile.trace_spans import Collective
+from recsys.profile.trace import Collective, RankTrace
 from recsys.runs.window_timing import CollectiveTiming, PhaseTiming, RankTiming
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from configs.schema import EvaluationSection, RunConfig, TrainingSection
-from recsys.profile.profile_window import Windows
+from recsys.profile.window import ProfilerSchedule
 
 Evaluations = Sequence[dict[str, int | float]]
 """What was measured at each evaluation so far, by position and `<split>_<metric>`."""
@@ -26,7 +26,7 @@ class Schedule:
         self._evaluation_interval = max(1.0, config.evaluation.every_epochs * steps_per_epoch)
         # A profiled window must not be cut by any of these.
         intervals = (self._evaluation_interval, self._save_interval, self.total_steps)
-        self._windows = Windows(config.profile, [steps for steps in intervals if steps])
+        self._windows = ProfilerSchedule(config.profile, [steps for steps in intervals if steps])
 
     def logs(self, step: int) -> bool:
         """Return whether loss and speed are recorded after the step."""

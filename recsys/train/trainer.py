@@ -18,7 +18,7 @@ from torchrec.datasets.utils import Batch
 from configs.schema import RunConfig
 from recsys.data.dataset import Dataset
 from recsys.models.registry import MODELS
-from recsys.profile.profile_window import profile_steps
+from recsys.profile.window import profile_steps
 from recsys.runs.metrics import (
     DATA_MS,
     PEAK_GIB,

@@ -1,4 +1,4 @@
-"""The report of proofs: a claim can fail. What needs no quiet machine is proven in test_profile_window.py as well."""
+"""The report of proofs: a claim can fail. What needs no quiet machine is proven in test_window.py as well."""
 
 import json
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from recsys.profile.intervals import EMPTY, union
 from recsys.profile.timing import Joined, collectives_by_step, join, time_rank
-from recsys.profile.trace import RankTrace
-from recsys.profile.trace_spans import Collective
+from recsys.profile.trace import Collective, RankTrace
 from recsys.runs.window_timing import WindowTiming
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from recsys.profile.intervals import length
-from recsys.profile.profile_window import profile_steps
 from recsys.profile.timing import collectives_by_step, join, time_rank
 from recsys.profile.trace import read_trace
+from recsys.profile.window import profile_steps
 from recsys.runs.ranks import Ranks
 from tests.recsys.profile.made_traces import annotation, event, launch, operator
 

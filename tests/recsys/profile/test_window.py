@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import recsys.profile.window as profile_window
 from configs.schema import ProfileSection
-from recsys.profile import profile_window
-from recsys.profile.profile_window import Windows, profile_steps
+from recsys.profile.window import ProfilerSchedule, profile_steps
 from recsys.runs.ranks import Ranks
 from tests.ranks import run_ranks
 
@@ -59,7 +59,7 @@ def window_on(rank, world_size, directory, sleep_ms):
 @pytest.mark.dist
 def test_a_window_of_two_ranks(tmp_path):
     window, same = run_ranks(window_on, 2, str(tmp_path), SLEEP_MS)
-    assert window.to_json() == same.to_json(), "every rank knows all ranks"
+    assert window == same, "every rank knows all ranks"
     assert (window.step, window.num_steps, len(window.ranks)) == (7, 4, 2)
     gradients = 4 * (IN * OUT + OUT + OUT + 1)
     for timing in window.ranks:
@@ -151,7 +151,7 @@ def test_bytes_and_phases_of_a_dlrm(config):
     ],
 )
 def test_windows_meet_no_evaluation(every, steps, intervals, expected):
-    windows = Windows(ProfileSection(every_steps=every, steps=steps), intervals)
+    windows = ProfilerSchedule(ProfileSection(every_steps=every, steps=steps), intervals)
     step, made = 0, []
     while step < 100:
         if windows.is_due(step, len(made)):
@@ -165,12 +165,12 @@ def test_windows_meet_no_evaluation(every, steps, intervals, expected):
 
 
 def test_a_window_that_never_fits_is_not_made_and_said():
-    windows = Windows(ProfileSection(every_steps=50), [11.0, 500.0])
+    windows = ProfilerSchedule(ProfileSection(every_steps=50), [11.0, 500.0])
     assert "profile.steps = 10" in str(windows.describe_obstacle())
     assert "11 steps apart" in str(windows.describe_obstacle())
     assert not any(windows.is_due(step, 0) for step in range(500))
-    assert Windows(ProfileSection(every_steps=50), [12.0, 500.0]).describe_obstacle() is None
-    assert Windows(ProfileSection(every_steps=0), [1.0]).describe_obstacle() is None
+    assert ProfilerSchedule(ProfileSection(every_steps=50), [12.0, 500.0]).describe_obstacle() is None
+    assert ProfilerSchedule(ProfileSection(every_steps=0), [1.0]).describe_obstacle() is None
 
 
 def test_one_process_has_no_communication(tmp_path):

@@ -18,8 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from configs.schema import ProfileSection
 from recsys.profile.timing import Joined, collectives_by_step, join, time_rank
-from recsys.profile.trace import read_trace
-from recsys.profile.trace_spans import Collective
+from recsys.profile.trace import Collective, read_trace
 from recsys.runs.phases import DATA_LOADING, STEP, mark, marked
 from recsys.runs.ranks import Ranks, gather
 from recsys.runs.window_timing import WindowTiming
@@ -32,7 +31,7 @@ _SETTLE_S = 0.02
 """A gloo worker notes the end of its span after those who wait for it have gone on."""
 
 
-class Windows:
+class ProfilerSchedule:
     """When a run makes a profiled window: at every multiple of section.every_steps, or as soon after it as the window
     meets no evaluation, checkpoint or end."""
 
