@@ -51,12 +51,12 @@ _COUNTS = cli.CommaList(int)
 @click.option("--seconds", type=float, default=18.0, metavar="S", help="Of a size, then no further round begins.")
 @cli.json_option("Print the figures as JSON instead of the tables.")
 @cli.output_option("runs/microbench", "Directory of results.json and the page, index.html.")
-def main(as_json: bool, output: Path, **asked: Any) -> int | None:
+def main(as_json: bool, output: Path, **request: Any) -> int | None:
     """Measure, print and write; what was measured is kept where it is interrupted."""
     from recsys.bench.kernel_run import KernelRequest, KernelRun, open_console
 
     with cli.mistakes(ValueError, OSError):
-        run = KernelRun(KernelRequest(**asked), output)
+        run = KernelRun(KernelRequest(**request), output)
     run.run(open_console(quiet=as_json))
     if as_json:
         print(run.format_json())

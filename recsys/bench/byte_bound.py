@@ -6,7 +6,7 @@ With V ids, U distinct rows among them, B samples, F features, and the parameter
     array M:        T = |M| · (1 − (1 − Z/|M|)^(U·d/Z))           elements, expected over the hash
 
     forward         8·V + 8·(F·B + 1) + 4·B·F·d + 4·T             ids, offsets, output written, parameters read
-    backward        8·V + 8·(F·B + 1) + 4·B·F·d + what it makes   ids, offsets, gradient of the output read, and
+    backward        8·V + 8·(F·B + 1) + 4·B·F·d + the gradient    ids, offsets, gradient of the output read, and
       fused         2·4·T                                         parameters read and written
       dense         4 · all parameters                            the gradient written, zeros too
       sparse        4·T + 8 · indices                             values and indices, one for each element of M or row
@@ -31,7 +31,11 @@ State = Literal["none", "row", "element"]
 
 @dataclass(frozen=True)
 class Traffic:
-    """What besides the size decides the bytes: where parameters are, the form of their gradient, optimizer state."""
+    """Describe what besides the size decides the bytes of an operation.
+
+    storage: where the parameters are. gradient: its form, "fused" where it is applied and never made. state: of the
+    optimizer, none, one number a row, or one an element.
+    """
 
     storage: Storage
     gradient: Gradient = "fused"
@@ -39,7 +43,10 @@ class Traffic:
 
 
 def touched_elements(size: KernelSize, storage: Storage, distinct: float) -> float:
-    """T. distinct: U."""
+    """Return T, the parameters that a batch touches, in elements.
+
+    distinct: U, the distinct rows of a batch. For an array it is the expectation over the hash.
+    """
     if storage == "tables":
         return distinct * size.embedding_dim
     block = min(size.block_size, size.embedding_dim)
@@ -50,7 +57,10 @@ def touched_elements(size: KernelSize, storage: Storage, distinct: float) -> flo
 def bytes_moved(
     size: KernelSize, operation: Operation, traffic: Traffic, *, num_ids: float, distinct: float, cache_bytes: int
 ) -> float:
-    """The least bytes of one operation. num_ids: V; distinct: U; cache_bytes: of the last cache, 0 = none."""
+    """Return the least bytes that one operation moves between memory and processor.
+
+    num_ids: V, of a batch. distinct: U, distinct rows among them. cache_bytes: of the last cache, 0 for none.
+    """
     index = 8 * num_ids + 8 * (size.features * size.batch_size + 1)
     stored = size.memory_size if traffic.storage == "array" else size.full_bytes // 4
     touched = touched_elements(size, traffic.storage, distinct)
@@ -65,9 +75,9 @@ def bytes_moved(
     if operation == "step":
         return forward + read + update
     indices = touched if traffic.storage == "array" else distinct
-    made = {
+    gradient_bytes = {
         "fused": update,
         "dense": 0 if 4 * stored <= cache_bytes else 4 * stored,
         "sparse": 4 * touched + 8 * indices,
     }
-    return read + made[traffic.gradient]
+    return read + gradient_bytes[traffic.gradient]

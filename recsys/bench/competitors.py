@@ -32,7 +32,10 @@ ADAGRAD_EPS = 1e-8
 
 @dataclass(frozen=True)
 class Shared:
-    """What all competitors of a size look up in: tables, flat (rows · d,), and M (|M|,); None where there is none."""
+    """Hold what all competitors of a size look up in.
+
+    tables: all full tables, flat (rows · d,) float32. array: M (|M|,) float32. None where there is none.
+    """
 
     tables: Tensor | None
     array: Tensor | None
@@ -40,7 +43,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Lookup:
-    """A competitor at one size.
+    """Hold a competitor at one size, ready to look up and to train.
 
     forward: batch -> bags, B·F·d numbers; `(B, F·d)`, feature-major where `Competitor.meaning` says so.
     update: the optimizer's step, nothing where it is within the backward pass. clear: drops gradients unused.
@@ -53,7 +56,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to look up and train.
+    """Describe one way to look up and train.
 
     meaning: what it is, and in what it differs from the others. build: its Lookup; raises ValueError where it cannot.
     extra_bytes: at a size, besides array or tables: gradients, state and temporaries, generously. same_forward_as:
@@ -69,10 +72,12 @@ class Competitor:
 
     @property
     def storage(self) -> Storage:
+        """Return where its parameters are: in the array M or in full tables."""
         return self.traffic.storage
 
 
 def table_configs(size: KernelSize) -> list[EmbeddingBagConfig]:
+    """Return TorchRec's configs of a size's tables: `features` tables t0, t1, … of `rows_per_table` rows."""
     return [
         EmbeddingBagConfig(
             num_embeddings=size.rows_per_table, embedding_dim=size.embedding_dim, name=f"t{i}", feature_names=[f"f{i}"]
@@ -123,7 +128,7 @@ def _robe_module(size: KernelSize, shared: Shared, gradient: str, kernel: str) -
 
 
 def _build_tbe(size: KernelSize, shared: Shared, device: torch.device, *, rule: EmbOptimType) -> Lookup:
-    """FBGEMM's table-batched embeddings, the update fused into the backward pass, ids not checked, as ours are not."""
+    """Return FBGEMM's table-batched embeddings: update within the backward pass, ids unchecked, as ours are."""
     assert shared.tables is not None
     if size.embedding_dim % 4:
         raise ValueError(f"FBGEMM wants embedding_dim to be a multiple of 4, not {size.embedding_dim}")
@@ -172,7 +177,7 @@ def _build_collection(size: KernelSize, shared: Shared, device: torch.device) ->
 
 
 def _output(size: KernelSize) -> float:
-    """Output and its gradient, twice: everybody has them."""
+    """Return the bytes of the output and its gradient, twice: every competitor has them."""
     return 4.0 * size.output_bytes
 
 
@@ -181,12 +186,12 @@ def _dense(size: KernelSize) -> float:
 
 
 def _sparse(size: KernelSize) -> float:
-    """Slots and values, before and after they are sorted."""
+    """Return the bytes of slots and values, before and after they are sorted."""
     return _output(size) + 24.0 * min(size.expected_ids * size.embedding_dim, size.memory_size)
 
 
 def _plain(size: KernelSize) -> float:
-    """Rows before they are pooled and their gradient, and their addresses."""
+    """Return the bytes of rows before they are pooled, of their gradient, and of their addresses."""
     return _dense(size) + 48.0 * size.expected_ids * size.embedding_dim
 
 
@@ -195,7 +200,7 @@ def _row_gradient(size: KernelSize) -> float:
 
 
 def reads_little(size: KernelSize) -> bool:
-    """Whether a batch reads so little of M that `gradient = "auto"` sends it sparse."""
+    """Return whether a batch reads so little of M that `gradient = "auto"` sends it sparse."""
     return sends_sparse_gradient("auto", size.expected_ids * size.embedding_dim, size.memory_size)
 
 

@@ -26,7 +26,7 @@ from recsys.bench.competitors import (
     reads_little,
 )
 from recsys.bench.kernel_sizes import KernelSize, format_mb
-from recsys.bench.kernel_timing import LEAST_ROUNDS, Measurement, Timing, measure_size
+from recsys.bench.kernel_timing import KernelSettings, Measurement, Timing, measure_size
 
 JSON_VERSION = 2
 _TABLES = (TBE_SGD, TBE_ADAGRAD, EMBEDDING_BAG, COLLECTION)
@@ -35,7 +35,7 @@ _FILL_BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Grid:
-    """What is timed at every size of a grid."""
+    """Describe what is timed at every size of a grid."""
 
     name: str
     competitors: Sequence[str]
@@ -44,6 +44,7 @@ class Grid:
     """Competitor -> whether it is worth its time at a size; always, if it is not here."""
 
     def competitors_at(self, size: KernelSize) -> list[str]:
+        """Return the names of the competitors that are worth their time at a size, in the grid's order."""
         return [name for name in self.competitors if name not in self.conditions or self.conditions[name](size)]
 
 
@@ -57,25 +58,12 @@ PAPER = Grid("paper", (FUSED_SGD, DENSE_SGD, SPARSE_SGD, PLAIN_DENSE, PLAIN_SPAR
 GRIDS = {grid.name: grid for grid in (MODELS, PAPER)}
 
 
-@dataclass(frozen=True)
-class KernelSettings:
-    """threads: counts to time at; rounds: at most; seconds: of a size, after which no round begins."""
-
-    device: torch.device
-    threads: Sequence[int]
-    rounds: int = 9
-    seconds: float = 18.0
-
-    def __post_init__(self) -> None:
-        if not self.threads or min(self.threads) < 1:
-            raise ValueError(f"threads must be at least 1, not {list(self.threads)}")
-        if self.rounds < LEAST_ROUNDS:
-            raise ValueError(f"rounds must be at least {LEAST_ROUNDS}, not {self.rounds}")
-
-
 @dataclass
 class KernelReport:
-    """Hold a grid as far as it was measured. environment: of this process; notes: what else a reader must know."""
+    """Hold a grid as far as it was measured.
+
+    environment: of this process. notes: what else a reader must know. skipped: a line for each thing left out.
+    """
 
     grid: Grid
     settings: KernelSettings
@@ -86,12 +74,16 @@ class KernelReport:
     skipped: list[str] = field(default_factory=list)
 
     def skip(self, line: str) -> None:
+        """Keep a line about what is left out, once however often it is said."""
         if line not in self.skipped:
             self.skipped.append(line)
 
 
 class KernelBench:
-    """budget_bytes: of tables, array, gradients and temporaries together; cache_bytes: of the last cache."""
+    """Measure the sizes of a grid that fit the memory, and keep the results in a report.
+
+    budget_bytes: of tables, array, gradients and temporaries together. cache_bytes: of the last cache.
+    """
 
     def __init__(self, report: KernelReport, *, budget_bytes: float, cache_bytes: int) -> None:
         self.report, self.budget_bytes, self.cache_bytes = report, budget_bytes, cache_bytes
@@ -99,30 +91,32 @@ class KernelBench:
         self._tables: Tensor | None = None
 
     def run(self, sizes: Sequence[KernelSize], advance: Callable[[], None] = lambda: None):
-        """Measures every size that fits; yields its measurements, one for each thread count, which the report holds."""
+        """Measure every size that fits, and yield its measurements, one for each thread count.
+
+        The report holds them too. A size that does not fit yields an empty list. advance: called after each round.
+        """
+        # Tables are filled once, at the largest size that fits; every smaller size uses a part of them.
         self._largest = max((s.full_bytes for s in sizes if self._fitting(s)[1]), default=0)
         for size in sizes:
             lookups = self._build(size)
             measured: list[Measurement] = []
             if lookups:
-                settings = self.report.settings
                 measured = measure_size(
                     size,
                     lookups,
                     self.report.grid.operations,
-                    threads=settings.threads,
-                    rounds=settings.rounds,
-                    seconds=settings.seconds,
+                    self.report.settings,
                     cache_bytes=self.cache_bytes,
-                    device=self._device,
                     advance=advance,
                 )
             self.report.measurements += measured
             yield measured
 
     def _fitting(self, size: KernelSize) -> tuple[list[str], list[str]]:
-        """Names of the competitors on M and on full tables that fit: those on M first, on tables beside them,
-        never tables alone."""
+        """Return the names of the competitors on M and of those on full tables that fit the budget.
+
+        Those on M come first, tables beside them: tables alone are no comparison with ROBE.
+        """
         wanted = self.report.grid.competitors_at(size)
         needs = {name: COMPETITORS[name].extra_bytes(size) for name in wanted}
         on_array = [
@@ -155,7 +149,7 @@ class KernelBench:
 
     def _share_tables(self, size: KernelSize) -> Tensor:
         if self._tables is None or self._tables.nbytes < size.full_bytes:
-            self._tables = None
+            self._tables = None  # frees the smaller ones first: both would not fit
             self._tables = _filled(self._largest // 4, self._device)
         return self._tables[: size.full_bytes // 4]
 
@@ -180,7 +174,10 @@ class KernelBench:
 
 
 def _filled(count: int, device: torch.device) -> Tensor:
-    """Numbers in ± 0.01, the same block again and again; every page is written, so every page is there."""
+    """Return numbers (count,) float32 in ± 0.01, the same block again and again.
+
+    Every page is written: a page never touched has no memory behind it, and its first use would be timed.
+    """
     numbers = torch.empty(count, device=device)
     block = torch.rand(min(count, _FILL_BLOCK), generator=torch.Generator().manual_seed(0)).sub_(0.5).mul_(0.02)
     block = block.to(device)
@@ -191,12 +188,12 @@ def _filled(count: int, device: torch.device) -> Tensor:
 
 
 def choose_rows(wanted: int, embedding_dim: int, budget_bytes: float, features: int) -> int:
-    """Rows of the full tables together: as many as wanted, or those that half of the budget holds."""
+    """Return the rows of the full tables together: as many as wanted, or what half of the budget holds."""
     return max(features, min(wanted, int(budget_bytes / 2 / 4 / embedding_dim)))
 
 
 def to_json(report: KernelReport) -> dict[str, Any]:
-    """Everything measured, with the milliseconds of every round."""
+    """Return everything measured as JSON holds it, with the milliseconds of every round."""
     settings = report.settings
     return {
         "version": JSON_VERSION,

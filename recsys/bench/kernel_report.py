@@ -38,7 +38,10 @@ _LEAST_POINTS = 2
 
 @dataclass(frozen=True)
 class Row:
-    """A competitor at a size and thread count. fewest: the same size at the fewest threads measured."""
+    """Hold a competitor at a size and thread count, a row of the tables.
+
+    fewest: the measurement of the same size at the fewest threads.
+    """
 
     name: str
     measurement: Measurement
@@ -149,7 +152,10 @@ def build_all_table(report: KernelReport) -> Table:
 
 @dataclass(frozen=True)
 class PaperLine:
-    """A row of Table 2 over PAPER_ROWS: ours, plain PyTorch's or the paper's. ms: None where nothing was measured."""
+    """Hold a row of Table 2 over PAPER_ROWS: ours, plain PyTorch's or the paper's.
+
+    ms: one for each of PAPER_ROWS, None where nothing was measured.
+    """
 
     key: int
     whose: str

@@ -1,4 +1,4 @@
-"""The benchmark of kernels from what is asked for to what is printed and written."""
+"""The benchmark of kernels, from a request to what is printed and written."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pss.kernels import robe_bags
-from recsys.bench.kernel_bench import GRIDS, KernelBench, KernelReport, KernelSettings, choose_rows, to_json
+from recsys.bench.kernel_bench import GRIDS, KernelBench, KernelReport, choose_rows, to_json
 from recsys.bench.kernel_report import (
     build_paper_tables,
     build_size_tables,
@@ -22,7 +22,7 @@ from recsys.bench.kernel_report import (
     write_kernel_page,
 )
 from recsys.bench.kernel_sizes import PAPER_ROWS, Axes, KernelSize, format_mb, paper_sizes, reduced_sizes
-from recsys.bench.kernel_timing import BATCHES
+from recsys.bench.kernel_timing import BATCHES, KernelSettings
 from recsys.runs.environment import (
     available_bytes,
     cache_bytes,
@@ -42,7 +42,7 @@ AXES = ("d", "z", "m", "batch", "ids_per_bag", "ids")
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRequest:
-    """What is measured, and how: the options of `launch.microbench` by their names; None = its own default."""
+    """Hold what to measure, and how: the options of `launch.microbench` by their names; None = its own default."""
 
     grid: str
     full: bool
@@ -61,36 +61,43 @@ class KernelRequest:
     seconds: float
 
 
-def choose_sizes(asked: KernelRequest, budget_bytes: float) -> list[KernelSize]:
-    """The grid asked for. Raises ValueError for one that cannot be."""
-    chosen = {name: value for name in AXES if (value := getattr(asked, name)) is not None}
-    if asked.grid == "paper":
-        if chosen or asked.full:
-            names = [f"--{name.replace('_', '-')}" for name in chosen] + ["--full"] * asked.full
+def choose_sizes(request: KernelRequest, budget_bytes: float) -> list[KernelSize]:
+    """Return the sizes that the options choose.
+
+    Raises ValueError for options of the other grid and for sizes that cannot be.
+    """
+    chosen = {name: value for name in AXES if (value := getattr(request, name)) is not None}
+    if request.grid == "paper":
+        if chosen or request.full:
+            names = [f"--{name.replace('_', '-')}" for name in chosen] + ["--full"] * request.full
             raise ValueError(f"{', '.join(names)}: the grid paper is that of the paper, only --n chooses from it")
-        rows = PAPER_ROWS if asked.n is None else [round(millions * 1e6) for millions in asked.n]
+        rows = PAPER_ROWS if request.n is None else [round(millions * 1e6) for millions in request.n]
         return paper_sizes(rows)
-    if asked.n is not None:
+    if request.n is not None:
         raise ValueError("--n is of the grid paper: --rows sets the rows of the full tables")
     axes = Axes()
-    if chosen and not asked.full:
+    if chosen and not request.full:
         axes = Axes((64,), (16,), (10,), (10_240,), (1,), ("uniform",))
     names = ("embedding_dims", "block_sizes", "memory_mb", "batch_sizes", "ids_per_bag", "ids")
     axes = Axes(
         **vars(axes) | {name: chosen[option] for name, option in zip(names, AXES, strict=True) if option in chosen}
     )
-    dims = axes.embedding_dims if chosen or asked.full else (128,)
-    rows = choose_rows(asked.rows, max(dims), budget_bytes, asked.features)
-    if not chosen and not asked.full:
-        return reduced_sizes(rows, asked.features)
-    return axes.sizes(rows, asked.features)
+    dims = axes.embedding_dims if chosen or request.full else (128,)
+    rows = choose_rows(request.rows, max(dims), budget_bytes, request.features)
+    if not chosen and not request.full:
+        return reduced_sizes(rows, request.features)
+    return axes.sizes(rows, request.features)
 
 
-def build_report(asked: KernelRequest, device: torch.device, sizes: Sequence[KernelSize], heap: bool) -> KernelReport:
+def build_report(request: KernelRequest, device: torch.device, sizes: Sequence[KernelSize], heap: bool) -> KernelReport:
+    """Return a report without measurements, with the settings and environment of this process.
+
+    heap: whether freed memory stays with the process. Raises ValueError for impossible threads or rounds.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    default = [cores] if asked.grid == "paper" or device.type != "cpu" else sorted({1, cores})
-    threads = sorted(set(asked.threads or default))
-    settings = KernelSettings(device, threads, asked.rounds, asked.seconds)
+    default = [cores] if request.grid == "paper" or device.type != "cpu" else sorted({1, cores})
+    threads = sorted(set(request.threads or default))
+    settings = KernelSettings(device, threads, request.rounds, request.seconds)
     environment = describe_environment(device, 1) | {
         "caches": {name: format_mb(size) for name, size in cache_bytes().items()},
         "threads": threads,
@@ -98,15 +105,15 @@ def build_report(asked: KernelRequest, device: torch.device, sizes: Sequence[Ker
         "kernels": "built" if robe_bags.is_available(device.type) else "none: plain PyTorch only",
     }
     del environment["world_size"], environment["threads_per_rank"]
-    return KernelReport(GRIDS[asked.grid], settings, environment, _notes(asked, device, sizes, heap))
+    return KernelReport(GRIDS[request.grid], settings, environment, _notes(request, device, sizes, heap))
 
 
-def _notes(asked: KernelRequest, device: torch.device, sizes: Sequence[KernelSize], heap: bool) -> list[str]:
+def _notes(request: KernelRequest, device: torch.device, sizes: Sequence[KernelSize], heap: bool) -> list[str]:
     is_cpu = device.type == "cpu"
     kept = "stays in the heap" if heap else "goes back to the system"
     rows = sizes[0].rows
-    fewer = f", fewer than the {asked.rows:,} asked for: they take half of the memory" if rows < asked.rows else ""
-    of_rows = "" if asked.grid == "paper" else f"Full tables: {rows:,} rows together{fewer}. "
+    fewer = f", fewer than the {request.rows:,} asked for: they take half of the memory" if rows < request.rows else ""
+    of_rows = "" if request.grid == "paper" else f"Full tables: {rows:,} rows together{fewer}. "
     return [
         *([f"Freed memory {kept}, for all: an output in fresh pages costs more than the kernels."] * is_cpu),
         f"{of_rows}All full-table lookups share one storage, all forms of ROBE one array M.",
@@ -117,14 +124,14 @@ def _notes(asked: KernelRequest, device: torch.device, sizes: Sequence[KernelSiz
 
 
 class KernelRun:
-    """One run of the benchmark into a directory. Raises ValueError and OSError for what cannot be."""
+    """Run the benchmark once, into a directory. Raises ValueError and OSError for what cannot be."""
 
-    def __init__(self, asked: KernelRequest, output: Path) -> None:
+    def __init__(self, request: KernelRequest, output: Path) -> None:
         heap, self.output = keep_freed_memory(), output
-        device = choose_device(asked.device)
+        device = choose_device(request.device)
         budget_bytes = _BUDGET * available_bytes(device)
-        self.sizes = choose_sizes(asked, budget_bytes)
-        self.report = build_report(asked, device, self.sizes, heap)
+        self.sizes = choose_sizes(request, budget_bytes)
+        self.report = build_report(request, device, self.sizes, heap)
         self.bench = KernelBench(self.report, budget_bytes=budget_bytes, cache_bytes=last_cache_bytes(device))
         output.mkdir(parents=True, exist_ok=True)
 
@@ -149,6 +156,7 @@ class KernelRun:
         print_outcome(self.report, console)
 
     def format_json(self) -> str:
+        """Return the report as JSON text."""
         return json.dumps(to_json(self.report), indent=2, allow_nan=False)
 
     def _write_json(self) -> None:
@@ -161,7 +169,7 @@ def open_console(quiet: bool) -> Console:
 
 
 def _add_huge_pages(report: KernelReport) -> None:
-    """What the process held of its tables, outputs and gradients, it still holds."""
+    """Add the share of memory in huge pages: the process still holds its tables, outputs and gradients."""
     share = report.environment["huge_page_share"] = huge_page_share()
     if share is not None and report.settings.device.type == "cpu":
         report.notes.append(
@@ -172,7 +180,7 @@ def _add_huge_pages(report: KernelReport) -> None:
 
 @contextmanager
 def _progress(sizes: int) -> Iterator:
-    """A bar over sizes on stderr; yields what to call after each."""
+    """Show the progress over sizes on stderr, and yield what to call after each."""
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("sizes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left:"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:

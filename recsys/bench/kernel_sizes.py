@@ -29,7 +29,7 @@ PAPER_DIM, PAPER_BATCH_SIZE, PAPER_BLOCK_SIZE, PAPER_COMPRESSION = 128, 10_240, 
 
 @dataclass(frozen=True)
 class KernelSize:
-    """One lookup: `features` tables of `rows` rows in all, and the array M in their place.
+    """Describe one lookup: `features` tables of `rows` rows in all, and the array M in their place.
 
     ids_per_bag: 1 = exactly one in each bag; more = their mean, every length from 0 to twice the mean being as likely.
     Raises ValueError naming what cannot be.
@@ -60,33 +60,37 @@ class KernelSize:
 
     @property
     def memory_size(self) -> int:
-        """|M|, elements of four bytes."""
+        """Return |M|, in elements of four bytes."""
         return self.memory_bytes // 4
 
     @property
     def rows_per_table(self) -> int:
+        """Return the rows of one table; a remainder of `rows` over `features` is dropped."""
         return self.rows // self.features
 
     @property
     def full_bytes(self) -> int:
-        """Of the full tables."""
+        """Return the bytes of the full tables in float32."""
         return 4 * self.features * self.rows_per_table * self.embedding_dim
 
     @property
     def output_bytes(self) -> int:
+        """Return the bytes of the pooled output (B, F·d) in float32."""
         return 4 * self.batch_size * self.features * self.embedding_dim
 
     @property
     def expected_ids(self) -> int:
-        """V, of a batch."""
+        """Return V, the ids that a batch holds on average."""
         return self.batch_size * self.features * self.ids_per_bag
 
     @property
     def compression(self) -> float:
+        """Return the bytes of the full tables over those of M."""
         return self.full_bytes / self.memory_bytes
 
     @property
     def label(self) -> str:
+        """Return the size in one line, as tables and plots name it."""
         bags = "one id a bag" if self.ids_per_bag == 1 else f"~{self.ids_per_bag} ids a bag"
         ids = "uniform" if self.ids == "uniform" else f"Zipf {ZIPF_EXPONENT}"
         memory = format_mb(self.memory_bytes)
@@ -94,13 +98,13 @@ class KernelSize:
 
 
 def format_mb(size: float) -> str:
-    """10_000_000 -> '10 MB', in units of 10^6 bytes."""
+    """Return bytes in units of 10^6 or 10^9: 10_000_000 -> '10 MB'."""
     return f"{size / 1e6:,.3g} MB" if size < 1e9 else f"{size / 1e9:,.3g} GB"
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of a full grid."""
+    """Hold the values of a full grid, whose sizes are every combination of them."""
 
     embedding_dims: Sequence[int] = (16, 64, 128)
     block_sizes: Sequence[int] = (1, 8, 16, 32)
@@ -110,7 +114,7 @@ class Axes:
     ids: Sequence[Ids] = ("uniform", "zipf")
 
     def sizes(self, rows: int, features: int = FEATURES) -> list[KernelSize]:
-        """Every combination. Raises ValueError for one that cannot be."""
+        """Return every combination as a size. Raises ValueError for one that cannot be."""
         return [
             KernelSize(dim, block_size, round(mb * 1e6), batch_size, per_bag, ids, features, rows)
             for dim, ids, per_bag, batch_size, block_size, mb in product(
@@ -120,7 +124,7 @@ class Axes:
 
 
 def reduced_sizes(rows: int, features: int = FEATURES) -> list[KernelSize]:
-    """Every axis of the grid through its middle, and the corners of the claims."""
+    """Return every axis of the grid through its middle, and corners where kernels differ most."""
     middle = KernelSize(64, 16, 10_000_000, 10_240, features=features, rows=rows)
     mb = 1_000_000
     wide = [replace(middle, block_size=z, memory_bytes=m * mb) for z in (8, 16, 32) for m in (1, 10, 100)]
@@ -143,8 +147,11 @@ def reduced_sizes(rows: int, features: int = FEATURES) -> list[KernelSize]:
 
 
 def paper_sizes(rows: Sequence[int] = PAPER_ROWS) -> list[KernelSize]:
-    """Table 2: compression at one Z, Z at one compression, over n. The paper does not say at which Z its (a) to (c)
-    were measured: their row of 100x is that of Z = 16 and 32 in (d) to (f), and it recommends 32."""
+    """Return the sizes of Table 2: compression at one Z, and Z at one compression, over n.
+
+    The paper does not say at which Z its (a) to (c) were measured: their row of 100x is that of Z = 16 and 32 in (d) to
+    (f), and it recommends 32.
+    """
     pairs = [(compression, PAPER_BLOCK_SIZE) for compression in PAPER_COMPRESSIONS]
     pairs += [(PAPER_COMPRESSION, z) for z in PAPER_BLOCK_SIZES if z != PAPER_BLOCK_SIZE]
     return [
@@ -156,7 +163,7 @@ def paper_sizes(rows: Sequence[int] = PAPER_ROWS) -> list[KernelSize]:
 
 @dataclass(frozen=True)
 class KernelBatch:
-    """Bags in the order of KeyedJaggedTensor, all of one feature after another.
+    """Hold the bags of a batch in the order of KeyedJaggedTensor, all of one feature after another.
 
     features: with offsets and lengths at hand; ids (V,) int64 within their tables; table_ids (V,) int64 within one
     table of all rows; offsets (features · B + 1,) int64; distinct: rows of the tables that occur.
@@ -170,14 +177,14 @@ class KernelBatch:
 
 
 def build_batches(size: KernelSize, count: int, device: torch.device, seed: int = 0) -> list[KernelBatch]:
-    """Different ids in each, a function of (size, seed) alone."""
+    """Return `count` batches of different ids, a function of (size, seed) alone."""
     generator = np.random.default_rng(seed)
     draw = _build_draw(size)
     return [_build_batch(size, draw, generator, device) for _ in range(count)]
 
 
 def _build_draw(size: KernelSize):
-    """A function from uniforms in [0, 1) to ids in [0, rows of a table).
+    """Return a function from uniforms in [0, 1) to ids in [0, rows of a table).
 
     zipf: p(rank k) ∝ k^−1.05, ranks spread over the table, as ids of real data are not numbered by frequency.
     """

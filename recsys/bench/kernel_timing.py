@@ -1,7 +1,7 @@
 """Timing of competitors against each other: all of them in every round, on the same ids, in one process.
 
-The speed of a machine drifts by half within minutes. So a round gives every operation of every competitor a turn, at
-every thread count, in an order drawn anew; a turn is a pass that is not timed, which finds the caches as somebody else
+The speed of a machine drifts by half within minutes. So a round interleaves every operation of every competitor, at
+every thread count, in an order drawn anew: each is a pass that is not timed, which meets the caches as somebody else
 left them, and one that is, on another batch. A figure is the median over rounds, its spread the quartiles. A fill of an
 array like the output and a copy between two arrays larger than the caches are timed among them.
 
@@ -31,23 +31,45 @@ _LEAST_COPY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
+class KernelSettings:
+    """Hold where and how long every size is timed.
+
+    threads: counts to time at. rounds: at most. seconds: of a size, after which no further round begins. Raises
+    ValueError for no threads, and for fewer than LEAST_ROUNDS rounds.
+    """
+
+    device: torch.device
+    threads: Sequence[int]
+    rounds: int = 9
+    seconds: float = 18.0
+
+    def __post_init__(self) -> None:
+        if not self.threads or min(self.threads) < 1:
+            raise ValueError(f"threads must be at least 1, not {list(self.threads)}")
+        if self.rounds < LEAST_ROUNDS:
+            raise ValueError(f"rounds must be at least {LEAST_ROUNDS}, not {self.rounds}")
+
+
+@dataclass(frozen=True)
 class Timing:
-    """Milliseconds of every round."""
+    """Hold the milliseconds of every round."""
 
     ms: tuple[float, ...]
 
     @property
     def median(self) -> float:
+        """Return the median over rounds, in ms."""
         return float(np.median(self.ms))
 
     @property
     def quartiles(self) -> tuple[float, float]:
+        """Return the first and third quartile over rounds, in ms."""
         low, high = np.percentile(self.ms, (25, 75))
         return float(low), float(high)
 
 
 class Task(NamedTuple):
-    """An operation of a competitor. run: milliseconds of one pass over a batch."""
+    """Hold an operation of a competitor. run: a pass over a batch -> its milliseconds."""
 
     name: str
     operation: str
@@ -56,7 +78,11 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One size at one thread count. timings: competitor -> operation -> Timing; num_ids, distinct: means of a batch."""
+    """Hold one size at one thread count.
+
+    timings: competitor -> operation -> Timing. fill, copy: the machine's own speed in the same rounds. copy_bytes: what
+    one copy reads, and writes too. num_ids, distinct: means of a batch.
+    """
 
     size: KernelSize
     threads: int
@@ -70,23 +96,25 @@ class Measurement:
 
     @property
     def rounds(self) -> int:
+        """Return the number of rounds that were timed."""
         return len(self.fill.ms)
 
     @property
     def copy_gb_per_s(self) -> float:
-        """Read and written, 10^9 bytes a second."""
+        """Return the bandwidth of the copy, bytes read and written, in 10^9 a second."""
         return 2e-6 * self.copy_bytes / self.copy.median
 
     def timing(self, name: str, operation: str) -> Timing | None:
+        """Return the timing of a competitor's operation; None where it was not measured."""
         return self.timings.get(name, {}).get(operation)
 
     def ratio(self, name: str, operation: str, against: str) -> float | None:
-        """Median over median."""
+        """Return a competitor's median over another's for the same operation; None without one of them."""
         own, other = self.timing(name, operation), self.timing(against, operation)
         return own.median / other.median if own and other else None
 
     def bound_ms(self, name: str, operation: Operation) -> float:
-        """Least time of the operation by the bytes it must move."""
+        """Return the least time of the operation in ms: the bytes it must move, at the speed of the copy."""
         moved = bytes_moved(
             self.size,
             operation,
@@ -98,17 +126,19 @@ class Measurement:
         return 1e-6 * moved / self.copy_gb_per_s
 
     def over_bound(self, name: str, operation: Operation) -> float | None:
+        """Return a competitor's median over the byte bound; None where it was not measured."""
         own = self.timing(name, operation)
         return own.median / self.bound_ms(name, operation) if own else None
 
 
 class Clock:
-    """Milliseconds of a call: of the device's own events on CUDA, of the wall clock elsewhere."""
+    """Measure a call in milliseconds, by the device's own events on CUDA and by the wall clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def time(self, call: Callable[[], object]) -> float:
+        """Return the milliseconds of a call; what it returns is freed after the clock has stopped."""
         if self.device.type != "cuda":
             started = time.perf_counter()
             kept = call()
@@ -126,7 +156,10 @@ class Clock:
 
 
 def build_task(name: str, lookup: Lookup, operation: Operation, gradient: Tensor, clock: Clock) -> Task:
-    """gradient: of the output, any shape of as many numbers."""
+    """Return the task that times an operation of a lookup.
+
+    gradient: of the output, in any shape of as many numbers.
+    """
 
     def forward(batch: KernelBatch) -> float:
         with torch.no_grad():
@@ -164,18 +197,17 @@ def measure_size(
     size: KernelSize,
     lookups: dict[str, Lookup],
     operations: Sequence[Operation],
+    settings: KernelSettings,
     *,
-    threads: Sequence[int],
-    rounds: int,
-    seconds: float,
     cache_bytes: int,
-    device: torch.device,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
-    """One measurement for each thread count.
+    """Measure a size, and return one measurement for each thread count.
 
-    rounds: at most; fewer, but LEAST_ROUNDS at least, where they have taken `seconds`. advance: called after each.
+    Fewer rounds than `settings.rounds`, but LEAST_ROUNDS at least, where they have taken `settings.seconds`. advance:
+    called after each round.
     """
+    device = settings.device
     clock, batches = Clock(device), build_batches(size, BATCHES, device)
     generator = torch.Generator().manual_seed(0)
     gradient = torch.rand(size.output_bytes // 4, generator=generator).to(device).view(size.batch_size, -1)
@@ -187,14 +219,16 @@ def measure_size(
         for operation in operations
         if operation != "forward" or COMPETITORS[name].same_forward_as not in lookups
     ]
-    samples = run_rounds(tasks, batches, threads=threads, rounds=rounds, seconds=seconds, advance=advance)
+    samples = run_rounds(
+        tasks, batches, threads=settings.threads, rounds=settings.rounds, seconds=settings.seconds, advance=advance
+    )
     facts = {
         "copy_bytes": copy_bytes,
         "num_ids": float(np.mean([batch.ids.numel() for batch in batches])),
         "distinct": float(np.mean([batch.distinct for batch in batches])),
         "cache_bytes": cache_bytes,
     }
-    return [_collect(size, count, tasks, samples[count], facts) for count in threads]
+    return [_collect(size, count, tasks, samples[count], facts) for count in settings.threads]
 
 
 def _collect(size: KernelSize, threads: int, tasks: Sequence[Task], samples: list[list[float]], facts) -> Measurement:
@@ -215,7 +249,10 @@ def run_rounds(
     seconds: float,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[int, list[list[float]]]:
-    """Thread count -> for every task the milliseconds of every round. Leaves the thread count as it was."""
+    """Return for every thread count and task the milliseconds of every round.
+
+    The thread count of the process is afterwards what it was before.
+    """
     order = random.Random(0)
     samples: dict[int, list[list[float]]] = {count: [[] for _ in tasks] for count in threads}
     before, started = torch.get_num_threads(), time.perf_counter()

@@ -1,7 +1,7 @@
-"""Times of training or inference steps of several setups, on the ranks of one job, without training them to any end.
+"""Times of training or inference steps of several arms, on the ranks of one job, without training them to any end.
 
-All setups are alive at once and take turns, a few steps each, in an order that changes every round: a machine that
-drifts drifts for all. Every setup takes the same rows. A profiled window of each comes last.
+All arms are alive at once and interleaved, a few steps each, in an order that changes every round: a machine that
+drifts drifts for all. Every arm takes the same rows. A profiled window of each comes last.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,15 +26,17 @@ from recsys.runs.window_timing import WindowTiming
 from recsys.train.assemble import Assembly, TrainStep, assemble, build_batches
 from recsys.train.clocks import StepTimer
 
-T = TypeVar("T")
 Mode = Literal["train", "inference"]
 _BATCHES = 8
-"""Different batches in turn, made beforehand: what is timed excludes loading."""
+"""Different batches one after another, built beforehand: what is timed excludes loading."""
 
 
 @dataclass(frozen=True)
 class StepMeasurement:
-    """Of one setup. step_ms: (rounds × steps,) of rank 0. window: where its time goes; None where not asked for."""
+    """Hold the steps of one arm.
+
+    step_ms: (rounds × steps,) float64 of rank 0. window: where its time goes; None where nothing was profiled.
+    """
 
     config: RunConfig
     assembly: Assembly
@@ -43,7 +45,10 @@ class StepMeasurement:
     window: WindowTiming | None
 
     def summary(self) -> dict[str, Any]:
-        """For JSON. Parts are means over ranks, of the profiled window: computing + exposed + other = its step."""
+        """Return the measurement as JSON holds it.
+
+        Parts are means over ranks, of the profiled window: computing + exposed + other = its step.
+        """
         quartiles = np.percentile(self.step_ms, [25, 50, 75])
         config, facts = self.config, self.assembly.facts
         return {
@@ -87,27 +92,31 @@ def measure_steps(
     profile_steps: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[StepMeasurement]:
-    """Collective. `steps` steps of every setup in each of `rounds` rounds, after warm_up of each."""
+    """Measure `steps` steps of every arm in each of `rounds` rounds, after `warm_up` of each. Collective.
+
+    profile_steps: recorded for each arm at the end, none for 0. progress: called with a word on what comes next.
+    """
     benches = _build(configs, ranks, mode, progress)
     for bench in benches:
         bench.run(warm_up)
-    found: list[list[np.ndarray]] = [[] for _ in benches]
-    for turn in range(rounds):
-        progress(f"round {turn + 1} of {rounds}")
-        shuffled = np.random.default_rng(turn).permutation(len(benches))
+    step_ms: list[list[np.ndarray]] = [[] for _ in benches]
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}")
+        # Seeded by the round: every rank has to draw the same order, or their collectives would not match.
+        shuffled = np.random.default_rng(number).permutation(len(benches))
         for index in shuffled:
             dist.barrier()
-            found[index].append(benches[index].run(steps))
+            step_ms[index].append(benches[index].run(steps))
     progress("profile")
     windows = [bench.profile(profile_steps) if profile_steps else None for bench in benches]
     return [
         StepMeasurement(bench.config, bench.assembly, bench.num_features, np.concatenate(times), window)
-        for bench, times, window in zip(benches, found, windows, strict=True)
+        for bench, times, window in zip(benches, step_ms, windows, strict=True)
     ]
 
 
 class Bench:
-    """One setup, ready to make steps."""
+    """Hold one arm, ready to take steps."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, ranks: Ranks, mode: Mode) -> None:
         self.config, self.ranks, self.mode = config, ranks, mode
@@ -116,11 +125,11 @@ class Bench:
         model, optimizer = self.assembly.model, self.assembly.optimizer
         self.train_step = TrainStep(model, optimizer, 1_000_000, seed=config.run.seed, ranks=ranks)
         self.num_features = len(dataset.feature_names)
-        self.made = 0
+        self.num_steps = 0
         self.assembly.model.train(mode == "train")
 
     def run(self, steps: int) -> np.ndarray:
-        """ms of each of the steps."""
+        """Take some steps, and return the milliseconds of each, (steps,) float64."""
         timer = StepTimer(self.ranks.device)
         for batch in itertools.islice(self.batches, steps):
             timer.start()
@@ -129,14 +138,15 @@ class Bench:
         return timer.take()
 
     def step(self, batch: Batch) -> object:
-        self.made += 1
+        """Take one step on a batch, of training or of inference as the mode says."""
+        self.num_steps += 1
         if self.mode == "train":
-            return self.train_step(batch, self.made)
+            return self.train_step(batch, self.num_steps)
         with torch.no_grad():  # FBGEMM has no kernels for inference mode
             return torch.sigmoid(self.assembly.model(batch.dense_features, batch.sparse_features))
 
     def profile(self, steps: int, step: Callable[[Batch], object] | None = None) -> WindowTiming:
-        """step: in place of `self.step`."""
+        """Profile some steps, and return where their time goes. step: taken in place of `self.step`."""
         with tempfile.TemporaryDirectory() as directory:
             return profile_steps(
                 self.assembly.model, MODELS[self.config.model.architecture].PHASES, self.ranks,
@@ -149,7 +159,7 @@ def _build(configs: Sequence[RunConfig], ranks: Ranks, mode: Mode, progress: Cal
     datasets: list[tuple[Any, Dataset]] = []
     benches = []
     for config in configs:
-        dataset = next((found for section, found in datasets if section == config.data), None)
+        dataset = next((loaded for section, loaded in datasets if section == config.data), None)
         if dataset is None:
             progress("data")
             dataset = build_dataset(config.data)

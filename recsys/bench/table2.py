@@ -11,7 +11,10 @@ _TIMED = {"forward": "forward", "dense": "backward, dense gradient", "sparse": "
 
 
 class Block(NamedTuple):
-    """One of the six parts of the table. ms: compression, or Z where `by_block_size`, -> ms over PAPER_ROWS."""
+    """Hold one of the six parts of the table.
+
+    ms: compression, or Z where `by_block_size`, -> ms over PAPER_ROWS.
+    """
 
     letter: str
     timed: Pass

@@ -1,7 +1,7 @@
 """Is `recsys.profile.timing` right? Experiments whose outcome is known beforehand, each some steps on the ranks of a
 job.
 
-Every function that takes a bench is collective. What was found stands beside what it has to be, as `Proof`s.
+Every function that takes a bench is collective. A `Proof` sets a measured figure beside the one it has to be.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ SIZES_PER_PAIR = 3
 
 @dataclass(frozen=True)
 class Proof:
-    """A measured figure against the one known. tolerance: what they may differ by, in the unit."""
+    """Hold a measured figure against the one known. tolerance: what they may differ by, in the unit."""
 
     claim: str
     expected: float
@@ -40,26 +40,31 @@ class Proof:
 
     @property
     def holds(self) -> bool:
+        """Return whether the figures differ by no more than the tolerance."""
         return abs(self.measured - self.expected) <= self.tolerance
 
 
 def prove_sums(label: str, window: WindowTiming) -> list[Proof]:
-    """(a) Computing, exposed communication and other, taken from the trace, sum to the step as the wall clock has it;
-    and so do the phases."""
+    """Prove (a): the parts of a step sum to the step as the wall clock has it, and so do its phases.
+
+    The parts are computing, exposed communication and other, taken from the trace.
+    """
     proofs = []
     for rank, timing in enumerate(window.ranks):
         assert timing.wall_ms is not None
         parts = timing.compute_ms + timing.exposed_comm_ms + timing.other_ms
         phases = sum(phase.ms for phase in timing.phases.values())
-        for what, found in (("parts", parts), ("phases", phases)):
+        for what, total_ms in (("parts", parts), ("phases", phases)):
             claim = f"(a) {label}, rank {rank}: {what} sum to the step on the wall"
-            proofs.append(Proof(claim, timing.wall_ms, found, "ms", 0.01 * timing.wall_ms))
+            proofs.append(Proof(claim, timing.wall_ms, total_ms, "ms", 0.01 * timing.wall_ms))
     return proofs
 
 
 def prove_blocked(label: str, window: WindowTiming) -> list[Proof]:
-    """(b) Exposed communication is time in which the step's thread did not run, by the operating system's account: for
-    steps that mostly communicate. Where something competes for the cores, a thread that computes does not run either.
+    """Prove (b): exposed communication is time in which the step's thread did not run, by the system's account.
+
+    For steps that mostly communicate. Where something competes for the cores, a thread that computes does not run
+    either.
     """
     return [
         Proof(
@@ -75,18 +80,23 @@ def prove_blocked(label: str, window: WindowTiming) -> list[Proof]:
 
 
 def prove_sleep(label: str, bench: Bench, sleep_ms: float, steps: int, module: str = "over_arch") -> list[Proof]:
-    """(c) Rank 1 sleeps after the forward pass of a module: rank 0 waits that long, rank 1 is at "other", and nothing
-    else changes. Differences of windows with and without, in turns."""
-    ranks, found = bench.ranks, dict[bool, list[WindowTiming]]({False: [], True: []})
+    """Prove (c): where rank 1 sleeps in the forward pass, rank 0 waits that long and nothing else changes.
+
+    Rank 1 sleeps after `module`, which counts as "other" there. Figures are differences of windows with and without the
+    sleep, interleaved.
+    """
+    ranks, windows = bench.ranks, dict[bool, list[WindowTiming]]({False: [], True: []})
     where = next(m for name, m in unwrapped(bench.assembly.model).named_modules() if name.endswith(module))
     for asleep in (False, True) * 3:
         sleep_s = 1e-3 * sleep_ms if asleep and ranks.rank == 1 else 0.0
         handle = where.register_forward_hook(lambda *_, s=sleep_s: time.sleep(s))
-        found[asleep].append(bench.profile(steps))
+        windows[asleep].append(bench.profile(steps))
         handle.remove()
 
     def change(rank: int, field: str) -> float:
-        with_sleep, without = (median(getattr(w.ranks[rank], field) for w in found[asleep]) for asleep in (True, False))
+        with_sleep, without = (
+            median(getattr(w.ranks[rank], field) for w in windows[asleep]) for asleep in (True, False)
+        )
         return with_sleep - without
 
     expected = {(0, "wait_ms"): sleep_ms, (0, "exposed_wait_ms"): sleep_ms, (1, "other_ms"): sleep_ms}
@@ -106,23 +116,28 @@ def prove_sleep(label: str, bench: Bench, sleep_ms: float, steps: int, module: s
 
 
 def prove_bytes(label: str, bench: Bench, window: WindowTiming) -> list[Proof]:
-    """(d) Bytes against the closed form, summed over ranks. All-reduce: the gradients, replicated embeddings' among
-    them. All-to-all of tables sharded table-wise: ids and lengths of 8 bytes, B·F each, and their sizes; pooled
-    embeddings, B·F·D·4, forward and backward."""
+    """Prove (d): the bytes of collectives, summed over ranks, are those of the closed form.
+
+    All-reduce: the gradients, replicated embeddings' among them. All-to-all of tables sharded table-wise: ids and
+    lengths of 8 bytes, B·F each, and their sizes; pooled embeddings, B·F·D·4, forward and backward.
+    """
     config, world_size, facts = bench.config, bench.ranks.world_size, bench.assembly.facts
-    found = {kind: bytes_ * world_size for kind, bytes_ in window.collective("bytes").items()}
+    exchanged = {kind: bytes_ * world_size for kind, bytes_ in window.collective("bytes").items()}
     replicated = facts.placement == "replicate"
     gradients = 4 * world_size * (facts.parameters.dense + (facts.parameters.embedding if replicated else 0))
-    proofs = [Proof(f"(d) {label}: bytes all-reduced", gradients, found.get("all_reduce", 0.0), "B", 0)]
+    proofs = [Proof(f"(d) {label}: bytes all-reduced", gradients, exchanged.get("all_reduce", 0.0), "B", 0)]
     if not replicated:
         bags = config.training.global_batch_size * bench.num_features
-        exchanged = 2 * 8 * bags + 2 * 4 * bags * config.model.embedding_dim + 8 * SIZES_PER_PAIR * world_size**2
-        proofs.append(Proof(f"(d) {label}: bytes all to all", exchanged, found.get("all_to_all", 0.0), "B", 0))
+        expected = 2 * 8 * bags + 2 * 4 * bags * config.model.embedding_dim + 8 * SIZES_PER_PAIR * world_size**2
+        proofs.append(Proof(f"(d) {label}: bytes all to all", expected, exchanged.get("all_to_all", 0.0), "B", 0))
     return proofs
 
 
 def prove_ddp(label: str, bench: Bench, steps: int) -> list[Proof]:
-    """(e) DDP's own clock, from the start of its first all-reduce to the end of the last: the phase by that name."""
+    """Prove (e): the gradients' all-reduce takes as long as by DDP's own clock.
+
+    DDP measures from the start of its first all-reduce to the end of the last.
+    """
     model = bench.assembly.model
     assert isinstance(model, DistributedDataParallel)
     model._set_ddp_runtime_logging_sample_rate(1)
@@ -148,7 +163,10 @@ def prove_ddp(label: str, bench: Bench, steps: int) -> list[Proof]:
 
 
 def prove_ablation(label: str, bench: Bench, steps: int) -> list[Proof]:
-    """(c) The same local work without the all-reduce is shorter by what was exposed. Steps in turns, not profiled."""
+    """Prove (c): the same local work without the all-reduce is shorter by what was exposed.
+
+    Steps with and without it are interleaved, and not profiled.
+    """
     model = bench.assembly.model
     assert isinstance(model, DistributedDataParallel)
     reduced, local = [], []
@@ -159,7 +177,7 @@ def prove_ablation(label: str, bench: Bench, steps: int) -> list[Proof]:
         with model.no_sync():
             local.extend(bench.run(1))
     saved, window = median(reduced) - median(local), bench.profile(steps)
-    found = gather((saved, window.ranks[bench.ranks.rank].exposed_comm_ms), bench.ranks)
+    pairs = gather((saved, window.ranks[bench.ranks.rank].exposed_comm_ms), bench.ranks)
     return [
         Proof(
             f"(c) {label}, rank {rank}: exposed is what a step without all-reduce saves",
@@ -168,13 +186,15 @@ def prove_ablation(label: str, bench: Bench, steps: int) -> list[Proof]:
             "ms",
             0.1 * less,
         )
-        for rank, (less, exposed) in enumerate(found)
+        for rank, (less, exposed) in enumerate(pairs)
     ]
 
 
 def prove_overhead(label: str, bench: Bench, steps: int) -> list[Proof]:
-    """(g) Steps between windows cost what steps of a run without windows do: before the first window, after it, and
-    again, in turns. Medians of rank 0."""
+    """Prove (g): steps between windows cost what steps of a run without windows do.
+
+    Steps before a window and after it, interleaved. Medians of rank 0.
+    """
     before, after = [], []
     for _ in range(8):
         dist.barrier()
@@ -183,14 +203,16 @@ def prove_overhead(label: str, bench: Bench, steps: int) -> list[Proof]:
         dist.barrier()
         after.extend(bench.run(2 * steps))
         bench.run(2)  # neither follows a window more closely than the other
-    found = gather(median(after) / median(before), bench.ranks)[0]
-    return [Proof(f"(g) {label}: a step between windows, over one without any", 1.0, found, "×", 0.02)]
+    ratio = gather(median(after) / median(before), bench.ranks)[0]
+    return [Proof(f"(g) {label}: a step between windows, over one without any", 1.0, ratio, "×", 0.02)]
 
 
 def measure_transfer(num_bytes: int, ranks: Ranks, steps: int) -> float:
-    """Exposed communication in ms on rank 1 of a step in which rank 0 sends it so many bytes, by an all-to-all that
-    begins on both at once. One way: of two full ways TCP makes its own of a rate. Collective; the median of five
-    windows."""
+    """Measure the exposed communication in ms on rank 1 of a step in which rank 0 sends it bytes. Collective.
+
+    The all-to-all begins on both ranks at once. It sends one way only: with both ways full, TCP does not keep to the
+    network's rate. The median of five windows.
+    """
     sent = [0, num_bytes // 4] if ranks.rank == 0 else [0, 0]
     received = [num_bytes // 4, 0] if ranks.rank == 1 else [0, 0]
     values, place = torch.zeros(sum(sent), device=ranks.device), torch.empty(sum(received), device=ranks.device)
@@ -212,7 +234,10 @@ def measure_transfer(num_bytes: int, ranks: Ranks, steps: int) -> float:
 
 
 def prove_rate(exposed_ms: Mapping[int, float], rate_mbit: float) -> Proof:
-    """(c) exposed_ms: by bytes sent. What more bytes take at the rate of the network is what they take longer."""
+    """Prove (c): more bytes take longer by what they take at the rate of the network.
+
+    exposed_ms: by bytes sent.
+    """
     small, large = min(exposed_ms), max(exposed_ms)
     expected = 8e-3 * (large - small) / rate_mbit
     claim = f"(c) {large / 1e6:g} MB instead of {small / 1e6:g} sent at {rate_mbit:g} Mbit/s: more exposed"
@@ -220,7 +245,10 @@ def prove_rate(exposed_ms: Mapping[int, float], rate_mbit: float) -> Proof:
 
 
 def prove_delay(exposed_ms: Mapping[float, float], num_bytes: int, trips: int) -> Proof:
-    """(c) exposed_ms: by one-way delay in µs. To receive takes gloo so many trips, whatever one takes."""
+    """Prove (c): a longer one-way delay adds to a transfer what gloo's trips take longer.
+
+    exposed_ms: by one-way delay in µs. trips: how many gloo needs to receive, whatever one takes.
+    """
     short, long = min(exposed_ms), max(exposed_ms)
     expected = 1e-3 * trips * (long - short)
     claim = f"(c) {num_bytes:,} B sent, {trips} trips of {long:g} µs instead of {short:g}: more exposed"
