@@ -101,7 +101,7 @@ def run_rank(plan: Plan, configs: list[RunConfig], output: Path) -> None:
             write_atomically(output, to_json(plan, measured, describe_environment(device, ranks.world_size)))
 
 
-@cli.command("measure-steps", __doc__, summary="Measure steps of setups in turns.", notes=f"\b\n{EXAMPLE}")
+@cli.command("measure-steps", __doc__, summary="Measure the steps of setups, interleaved.", notes=f"\b\n{EXAMPLE}")
 @click.argument("plan", type=click.Path(path_type=Path), metavar="PLAN.json")
 @click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT.json")
 def main(plan: Path, output: Path) -> None:

@@ -136,7 +136,7 @@ def _draw_trade_panel(arms: Sequence[StudyArm], baseline: StudyArm) -> Figure:
 
 
 def draw_sizes(arms: Sequence[StudyArm]) -> dict[str, Figure]:
-    """Return for each setting and model test AUC against the compression obtained, ± the standard deviation.
+    """Return for each setting and model test AUC against the actual compression, ± the standard deviation.
 
     Full tables are a level, not a point.
     """
@@ -153,7 +153,7 @@ def draw_sizes(arms: Sequence[StudyArm]) -> dict[str, Figure]:
             for place, name in enumerate(names)
         ]  # fmt: skip
         ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
-        x = axis("compression obtained", type="log", tickvals=ticks)
+        x = axis("actual compression", type="log", tickvals=ticks)
         title = " · ".join(part for part in where if part)
         panels[title] = figure(traces, x, axis("test AUC"), **_draw_baseline(baseline))
     return panels

@@ -30,7 +30,7 @@ from recsys.studies.notes import describe, find_caveats, name_arm
 from recsys.studies.records import StudyResults
 from recsys.studies.spec import PaperRow
 
-JSON_VERSION = 1
+JSON_VERSION = 2
 NO_PAPER = PaperRow()
 
 CellOf = Callable[[StudyArm], Cell]
@@ -74,7 +74,7 @@ class StudyTables:
             "version": JSON_VERSION,
             "title": self.results.study.title,
             "facts": dict(self.results.facts),
-            "groups": [self._arm_to_json(arm) for arm in self.arms],
+            "arms": [self._arm_to_json(arm) for arm in self.arms],
             "tables": [table.to_json(values=False) for table in self.tables],
             "notes": [*self.notes, *self.caveats],
             "failures": list(self.failures),
@@ -86,7 +86,7 @@ class StudyTables:
             "architecture": arm.architecture,
             "method": arm.method,
             "compression": arm.compression,
-            "asked": arm.num_seeds,
+            "num_seeds": arm.num_seeds,
             "parameters": arm.parameters,
             "learning_rate": arm.learning_rate,
             "target": arm.target and arm.target.auc,
@@ -99,7 +99,7 @@ class StudyTables:
             "problems": list(arm.failures),
             "auc": arm.auc,
             "log_loss": arm.log_loss,
-            "arrival": arm.time_to_target,
+            "time_to_target": arm.time_to_target,
             "equal_time_auc": arm.equal_time_auc,
             "difference": arm.difference,
             "runs": len(arm.runs),
@@ -108,7 +108,7 @@ class StudyTables:
         if self.results.study.layout == "grid":
             figures |= {
                 "limit": arm.limit,
-                "obtained": arm.actual_compression,
+                "actual_compression": arm.actual_compression,
                 "stored_bytes": arm.stored_bytes,
                 "optimizer_bytes": arm.optimizer_bytes,
                 "initial_std": arm.initial_std,
@@ -407,7 +407,7 @@ GRID_COLUMNS: Sequence[Column[StudyArm]] = (
         lambda arm: Cell(f"{arm.compression:,g}×", "", arm.compression),
     ),
     Column(
-        "obtained",
+        "actual",
         "Bytes of the full tables over bytes that must be kept to look up; reaches: the target is more than the method "
         "can on these tables.",
         _actual_compression,

@@ -212,7 +212,7 @@ def test_a_study_from_runs_to_tables(tmp_path, capsys):
         (tmp_path / "out" / name).unlink()
     assert run(*arguments, "--json") == 1
     numbers = json.loads(capsys.readouterr().out)
-    assert [arm["runs"] for arm in numbers["groups"]] == [2, 2]
+    assert [arm["runs"] for arm in numbers["arms"]] == [2, 2]
     assert {path: path.stat().st_mtime_ns for path in made if "1e30" not in str(path)} == {
         path: time for path, time in made.items() if "1e30" not in str(path)
     }

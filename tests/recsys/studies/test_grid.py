@@ -103,7 +103,7 @@ def test_figures_are_means_and_deviations_over_seeds(study):
     assert found["test AUC"] == f"{aucs.mean():.4f} ± {np.std(aucs, ddof=1):.4f}"
     assert found["test log loss"] == f"{1 - aucs.mean():.4f} ± {np.std(aucs, ddof=1):.4f}"
     assert found["AUC − full"] == f"−{(full - aucs).mean():.4f} ± {np.std(full - aucs, ddof=1):.4f}"
-    assert (found["compression"], found["obtained"]) == ("10×", "10.00×")
+    assert (found["compression"], found["actual"]) == ("10×", "10.00×")
     assert (found["best epoch"], found["step, ms"], found["training time"]) == ("2.0", "2.50", "3.00 s")
     assert (found["learning rate"], found["parameters"], found["initial std"]) == ("3", "5.40 M", "0.98×")
     assert (found["optimizer state"], found["stored"]) == ("0 B", "20.6 MiB")
@@ -129,10 +129,10 @@ def test_a_gain_over_full_tables_has_a_sign(tmp_path):
 def test_what_was_not_run_says_why(study):
     tables = tables_of(*study)
     assert tables.arms[2].is_refused
-    assert shown(tables, 2)["obtained"] == "reaches 53.14×"
-    assert shown(tables, 3)["obtained"] == "cannot"
+    assert shown(tables, 2)["actual"] == "reaches 53.14×"
+    assert shown(tables, 3)["actual"] == "cannot"
     assert {shown(tables, place)["test AUC"] for place in (2, 3)} == {"–"}
-    assert cell_of(tables, 0, "obtained").detail == "its most"
+    assert cell_of(tables, 0, "actual").detail == "its most"
     assert "dlrm odd 10×: embedding.odd: <5 rows" in tables.failures
     assert not any("robe 1,000×" in failure for failure in tables.failures)  # a figure of the method, no failure
 
@@ -177,11 +177,11 @@ def test_markdown_has_a_cell_for_every_column(study):
 
 def test_json_leaves_no_key_out(study):
     found = json.loads(json.dumps(tables_of(*study).to_json(), allow_nan=False))
-    assert len({frozenset(arm) for arm in found["groups"]}) == 1
-    robe = found["groups"][1]
+    assert len({frozenset(arm) for arm in found["arms"]}) == 1
+    robe = found["arms"][1]
     loss = quality("validation", 0.77)["validation_log_loss"]
     assert robe["trials"][1] == {"run": "dlrm_robe_10x_lr3_s0", "learning_rate": 3.0, "log_loss": loss}
-    assert (robe["stored_bytes"], robe["initial_std"], found["groups"][2]["limit"]) == (21601144, 0.98, 53.14)
+    assert (robe["stored_bytes"], robe["initial_std"], found["arms"][2]["limit"]) == (21601144, 0.98, 53.14)
     assert {"options", "environment", "differences", "caveats"} <= set(found["facts"])
 
 

@@ -204,8 +204,8 @@ def test_exports(results, tmp_path):
     assert r"relative time A $\times$ B & 1.00$\times$ & 1.20$\times$ & -- & -- \\[-3pt]" in latex
     assert "\\\\[-3pt]\n &  & \\scriptsize paper 1.19 &  &  \\\\\n\\addlinespace[2pt]\n" in latex
     numbers = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert numbers["groups"][1]["relative_time"] == pytest.approx(1.2)
-    assert numbers["groups"][3]["problems"] == ["needs 9 bytes"]
+    assert numbers["arms"][1]["relative_time"] == pytest.approx(1.2)
+    assert numbers["arms"][3]["problems"] == ["needs 9 bytes"]
     build_page(found).write(tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()
     assert "Toy &amp; co" in page
