@@ -34,7 +34,7 @@ _FACTS = ("method", "placement", "sharding", "world_size", "threads_per_rank", "
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms held against the first of them, the baseline.
+    """Hold arms against the first of them, the baseline.
 
     runs: of all arms, in their order. split: whose rows choose the best evaluation. differences: what runs of a fair
     comparison share and these do not; varied: what they may differ in and do.
@@ -50,17 +50,17 @@ class Comparison:
 
     @property
     def baseline(self) -> Arm:
-        """The arm that ratios are taken to."""
+        """Return the arm that ratios are taken to."""
         return self.arms[0]
 
     @property
     def others(self) -> list[Arm]:
-        """The arms that are not the baseline."""
+        """Return the arms that are not the baseline."""
         return list(self.arms[1:])
 
     @property
     def best_possible(self) -> BestPossible | None:
-        """Quality that no model can exceed on the test rows; None where it is unknown or not the same for all."""
+        """Return the quality that no model can exceed on the test rows; None if unknown or not the same for all."""
         first, *others = (run.summary.best_possible for run in self.runs)
         return first if all(other == first for other in others) else None
 
@@ -165,13 +165,13 @@ def choose_target(runs: Sequence[Run], results: Results, split: str, given: floa
 
 
 def _label_arms(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What the names of an arm's runs have in common, or the first of them where two arms would be called alike."""
+    """Return what the names of each arm's runs have in common, or the first name where two arms would be alike."""
     labels = [_common_name([run.summary.name for run in group]) for group in groups]
     return [label if labels.count(label) == 1 else group[0].label for label, group in zip(labels, groups, strict=True)]
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """("robe_seed1", "robe_seed2") -> "robe"; the first name where nothing is common."""
+    """Return the start that names share: ("robe_seed1", "robe_seed2") -> "robe"; the first one where nothing is."""
     if len(names) == 1:
         return names[0]
     letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
@@ -180,7 +180,10 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 def figures_to_json(arm: Arm, split: str, target: Target | None) -> dict[str, Any]:
-    """Return what an arm measured, every metric of the registry among it. split: whose AUC the target is set to."""
+    """Return what an arm measured as JSON holds it, every metric of the registry among it.
+
+    split: whose AUC the target is set to. Times are in ms or s as their names say, sizes in bytes or GiB.
+    """
     best_epoch, parameters = arm.at_best("epoch"), arm.embedding_bytes
     measured = {
         **{f"test_{name}": arm.at_best(f"test_{name}", sampling_error=True) for name in QUALITY},

@@ -114,7 +114,7 @@ def _profiled(comparison: Comparison, plots: Sequence[Plot]) -> list[Block]:
 
 
 def _facts(comparison: Comparison) -> list[Block]:
-    """A table of what differs, one row an arm, and all that does not."""
+    """Return a table of what differs, one row an arm, and all that does not."""
     keys = [difference.key for difference in comparison.varied]
     rows = []
     for arm, style in zip(comparison.arms, choose_styles(comparison), strict=True):
@@ -131,7 +131,7 @@ def _facts(comparison: Comparison) -> list[Block]:
 
 
 def _environment(runs: Sequence[Run]) -> list[Block]:
-    """Every key with its values, each with the runs that have it where they differ; then each run's command."""
+    """Return every key with its values, with the runs that have each where they differ, and each run's command."""
     tables = [flatten({k: v for k, v in run.environment.items() if k != "command"}) for run in runs]
     pairs: dict[str, list[Cell]] = {}
     for key in dict.fromkeys(key for table in tables for key in table):

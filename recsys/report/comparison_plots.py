@@ -48,7 +48,7 @@ _SPLITS = ("validation", "test")
 
 
 def _styled(comparison: Comparison) -> Iterator[tuple[int, Arm, Style]]:
-    """The arms with their places and styles."""
+    """Yield the arms with their places and styles."""
     yield from zip(range(len(comparison.arms)), comparison.arms, choose_styles(comparison), strict=True)
 
 
@@ -107,7 +107,7 @@ def _line(
 
 
 def _find_levels(comparison: Comparison, split: str, metric: str) -> list[tuple[float, str, str]]:
-    """Target and best possible where they apply: value, name and dash."""
+    """Return target and best possible where they apply: value, name and dash."""
     levels: list[tuple[float, str, str]] = []
     if metric == "auc" and comparison.target and comparison.target.split == split:
         levels.append((comparison.target.auc, f"target {comparison.target.auc:.4f}", "dash"))
@@ -117,7 +117,7 @@ def _find_levels(comparison: Comparison, split: str, metric: str) -> list[tuple[
 
 
 def _draw_levels(levels: Sequence[tuple[float, str, str]]) -> Figure:
-    """Horizontal lines over the whole width, named at their left end, where curves are far from them."""
+    """Return horizontal lines over the whole width, named at their left end, where curves are far from them."""
     return {
         "shapes": [
             {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "layer": "below"}
@@ -149,7 +149,7 @@ def _training_loss(comparison: Comparison) -> Plot:
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """Means of consecutive points, so that at most _LINE_POINTS are left."""
+    """Return means of consecutive points, so that at most _LINE_POINTS are left."""
     size = -(-len(points) // _LINE_POINTS)
     table = np.array([[p.time_s, p.samples, p.epoch, p.value] for p in points])
     return [Point(*map(float, table[i : i + size].mean(0))) for i in range(0, len(points), size or 1)]
@@ -227,7 +227,7 @@ def _memory(comparison: Comparison) -> Plot:
 
 
 def _bytes_axis(values: Iterable[int]) -> Figure:
-    """Logarithmic where sizes differ by more than 20 times, marked at powers of two either way."""
+    """Return a logarithmic axis where sizes differ by more than 20 times; marks at powers of two either way."""
     low, high = max(1, min(values)), max(1, *values)
     if high / low <= 20:
         step = 2 ** max(0, math.ceil(math.log2(high / 4)))
@@ -247,7 +247,7 @@ def _tick(size: int) -> str:
 
 
 def _size_plots(comparison: Comparison) -> list[Plot]:
-    """Fig. 1 of the PSS paper, from measured runs: size against time of a step, epochs and time to the target."""
+    """Return Fig. 1 of the PSS paper from measured runs: size against step time, epochs and time to the target."""
     steps, epochs, times = [], [], []
     for arm in comparison.arms:
         place, trained, taken = _position(comparison, arm), arm.mean("epochs"), arm.mean("train_time_s")
@@ -273,7 +273,7 @@ def _position(comparison: Comparison, arm: Arm) -> Position | None:
 
 
 def _size_figure(comparison: Comparison, unit: str, values: Sequence[tuple[float | None, bool]]) -> Figure:
-    """One mark an arm at its embedding parameters. values: each, and whether it is it or a lower bound."""
+    """Return one mark an arm at its embedding parameters. values: each, and whether it is it or a lower bound."""
     data = []
     for (place, arm, style), (value, is_reached) in zip(_styled(comparison), values, strict=True):
         if value is None:

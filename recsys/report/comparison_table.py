@@ -28,24 +28,24 @@ _PLACED = ("auc", "log_loss", "ne", "calibration")
 
 
 class ArmRow(NamedTuple):
-    """What a row of the table is made of: an arm in its comparison."""
+    """Hold what a row of the table is built from: an arm in its comparison."""
 
     comparison: Comparison
     arm: Arm
 
     @property
     def ratios(self) -> Ratios:
-        """The arm's figures over the baseline's."""
+        """Return the arm's figures over the baseline's."""
         return self.comparison.ratios(self.arm)
 
     @property
     def reached(self) -> TimeToTarget | None:
-        """Where in training the arm reaches the target."""
+        """Return where in training the arm reaches the target."""
         return self.comparison.time_to_target(self.arm)
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the arm is what ratios are taken to."""
+        """Return whether the arm is what ratios are taken to."""
         return self.arm is self.comparison.baseline
 
 
@@ -101,7 +101,7 @@ def _log_loss(row: ArmRow) -> Cell:
 
 
 def _metric_column(name: str) -> Column[ArmRow]:
-    """The column of a metric that has no place of its own."""
+    """Return the column of a metric that has no place of its own."""
 
     def cell(row: ArmRow) -> Cell:
         value = row.arm.at_best(f"test_{name}")

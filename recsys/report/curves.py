@@ -9,7 +9,7 @@ from statistics import fmean
 
 @dataclass(frozen=True)
 class Point:
-    """A value of a metric, and where in training it was measured."""
+    """Hold a value of a metric, and where in training it was measured."""
 
     time_s: float
     samples: float
@@ -19,7 +19,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Position:
-    """A place in training."""
+    """Hold a place in training."""
 
     time_s: float
     samples: float
@@ -28,7 +28,7 @@ class Position:
 
 @dataclass(frozen=True)
 class TimeToTarget:
-    """Where in training an arm's runs reach the target.
+    """Hold where in training an arm's runs reach the target.
 
     runs: how many of them reach it. observed: the first evaluation at or above the target. interpolated: on the
     straight line from the evaluation before it, where there is one. Both are means over runs, None unless all reach it.
@@ -41,7 +41,7 @@ class TimeToTarget:
 
 @dataclass(frozen=True)
 class CurveOrder:
-    """Which of two learning curves is above the other at equal training time, and when they cross.
+    """Hold which of two learning curves is above the other at equal training time, and when they cross.
 
     start_s and end_s: the time in which both were measured. changes_s: the times of the crossings.
     """
@@ -102,7 +102,10 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def order_curves(curve: Sequence[Point], baseline: Sequence[Point]) -> CurveOrder | None:
-    """Return when `curve` is above `baseline`, both straight between points; None without a common time or a gap."""
+    """Return when `curve` is above `baseline` at equal training time, both straight between points.
+
+    None where they have no time in common, or never differ.
+    """
     if not curve or not baseline:
         return None
     start, end = max(curve[0].time_s, baseline[0].time_s), min(curve[-1].time_s, baseline[-1].time_s)
@@ -110,7 +113,7 @@ def order_curves(curve: Sequence[Point], baseline: Sequence[Point]) -> CurveOrde
         return None
     times = sorted({start, end} | {p.time_s for p in (*curve, *baseline) if start <= p.time_s <= end})
     gaps = [(time_s, _value_at(curve, time_s) - _value_at(baseline, time_s)) for time_s in times]
-    gaps = [(time_s, gap) for time_s, gap in gaps if gap]
+    gaps = [(time_s, gap) for time_s, gap in gaps if gap]  # where curves touch, neither is ahead
     if not gaps:
         return None
     changes = [

@@ -26,11 +26,11 @@ def printable(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return text that GitHub's Markdown shows as it is, in a table's cell too."""
-    return _MARKDOWN.sub(lambda found: "\\" + found[0], printable(text)).replace("\n", "<br>")
+    return _MARKDOWN.sub(lambda match: "\\" + match[0], printable(text)).replace("\n", "<br>")
 
 
-def _latex_symbol(found: re.Match[str]) -> str:
-    letter, after = found[0], found.string[found.end() : found.end() + 1]
+def _latex_symbol(match: re.Match[str]) -> str:
+    letter, after = match[0], match.string[match.end() : match.end() + 1]
     is_joined = letter in "-–" and after in ("-", "–")  # LaTeX makes one dash of hyphens beside each other
     return _LATEX.get(letter, letter) + ("{}" if is_joined else "")
 

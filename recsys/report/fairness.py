@@ -19,7 +19,7 @@ _PLACES = ("cache_dir", "path")  # in [data]: where files lie; what is in them h
 
 @dataclass(frozen=True)
 class Difference:
-    """A key on which runs differ: each value with the labels of the runs that have it."""
+    """Hold a key on which runs differ: each value with the labels of the runs that have it."""
 
     key: str
     values: tuple[tuple[Any, tuple[str, ...]], ...]

@@ -53,7 +53,10 @@ _WINDOWS = TypeAdapter(list[WindowTiming])
 
 @dataclass(frozen=True)
 class Measured:
-    """A mean over n runs. plus_minus: standard deviation over seeds, or standard error of an AUC by its test sample."""
+    """Hold a mean over n runs.
+
+    plus_minus: standard deviation over seeds, or standard error of an AUC by its test sample, as source says.
+    """
 
     mean: float
     plus_minus: float | None
@@ -63,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Target:
-    """The AUC that arms are timed to. split: whose AUC; rule: where the figure comes from."""
+    """Hold the AUC that arms are timed to. split: whose AUC; rule: where the figure comes from."""
 
     auc: float
     split: str
@@ -71,13 +74,13 @@ class Target:
 
     @property
     def metric(self) -> str:
-        """The column of `evaluations` that is set against the target."""
+        """Return the column of `evaluations` that is set against the target."""
         return f"{self.split}_auc"
 
 
 @dataclass(frozen=True)
 class ProfiledSteps:
-    """Where a profiled step goes, in ms and bytes a step; what the parts are: `recsys.profile.timing`.
+    """Hold where a profiled step goes, in ms and bytes a step; what the parts are: `recsys.profile.timing`.
 
     windows, steps: of all runs together. exposed_share: exposed communication over the step, with the lowest and the
     highest of single windows. overlap_share: of communication, None without any. overhead: profiled step over the mean
@@ -98,9 +101,10 @@ class ProfiledSteps:
 
 @dataclass(frozen=True)
 class Ratios:
-    """An arm over the baseline; below 1 = less time, fewer bytes. None: one of the two was not measured.
+    """Hold an arm's figures over the baseline's; below 1 = less time, fewer bytes.
 
-    relative_time: the PSS paper's A × B (Table 4), epochs to the target times time of a step, over the same product.
+    None: one of the two was not measured. relative_time: the PSS paper's A × B (Table 4), epochs to the target times
+    time of a step, over the same product.
     """
 
     step_time: float | None
@@ -111,7 +115,7 @@ class Ratios:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Runs that are equal but for their seed, and the figures they give together. None = not measured."""
+    """Hold runs that are equal but for their seed, and give the figures they have together. None = not measured."""
 
     label: str
     runs: pl.DataFrame
@@ -138,6 +142,7 @@ class Arm:
         sampling_error: give a single run the standard error that was recorded beside the metric, as `<metric>_se`.
         """
         best = self._best
+        # The error of one test sample says nothing beside a spread over seeds: several runs keep theirs.
         value = mean_over_runs(row.get(metric) for row in best)
         if not sampling_error or value is None or value.n > 1 or (error := best[0].get(f"{metric}_se")) is None:
             return value
@@ -191,39 +196,42 @@ class Arm:
 
     @property
     def step_ms(self) -> float | None:
-        """The step time that ratios are taken of: the mean of the runs' medians, measured interleaved where it was."""
+        """Return the step time that ratios are taken of, in ms.
+
+        It is the mean of the runs' medians, measured with all arms interleaved where it was.
+        """
         return next((step.mean for column in _STEP_MS if (step := self.mean(column))), None)
 
     @property
     def embedding_bytes(self) -> tuple[int, int]:
-        """Bytes of embedding parameters, and of their optimizer state, on the rank that holds most."""
+        """Return the bytes of embedding parameters and of their optimizer state, on the rank that holds most."""
         held = self.fact("bytes_per_rank.embedding"), self.fact("bytes_per_rank.embedding_optimizer")
         return max(zip(*held, strict=False), key=sum)
 
     @property
     def peak_memory_gib(self) -> float | None:
-        """The largest rank's, of all runs."""
+        """Return the peak memory in GiB of the rank that has the largest, over all runs."""
         return max((gib for ranks in self.values("peak_memory_gib") for gib in ranks or ()), default=None)
 
     @property
     def unfinished(self) -> list[str]:
-        """The status of every run that is not finished."""
+        """Return the status of every run that is not finished."""
         return [status for status in self.values("status") if status != "finished"]
 
     @cached_property
     def windows(self) -> list[list[WindowTiming]]:
-        """The profiled windows of every run."""
+        """Return the profiled windows of every run."""
         return [_WINDOWS.validate_json(text) if text else [] for text in self.values(_AS_TEXT)]
 
     @cached_property
     def profiled(self) -> ProfiledSteps | None:
-        """Where a step goes, over all profiled windows of the runs; None where there are none."""
+        """Return where a step goes, over all profiled windows of the runs; None where there are none."""
         means = [mean for mean, own in zip(self.values("step_ms.mean"), self.windows, strict=True) for _ in own]
         return _profiled_steps([window for own in self.windows for window in own], [m for m in means if m is not None])
 
     @cached_property
     def _evaluations(self) -> list[list[dict[str, Any]]]:
-        """The evaluations of every run, in the order of training."""
+        """Return the evaluations of every run, in the order of training."""
         by_run: dict[str, list[dict[str, Any]]] = {run: [] for run in self.runs["run"]}
         for row in self.evaluations.iter_rows(named=True):
             by_run[row["run"]].append(row)
@@ -236,7 +244,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Runs and their evaluations. facts: about the whole, as JSON can hold them."""
+    """Hold runs and their evaluations. facts: about the whole, as JSON can hold them."""
 
     runs: pl.DataFrame
     evaluations: pl.DataFrame
@@ -260,7 +268,7 @@ class Results:
         """Write one parquet file, whole or not at all: a row an evaluation, its run's columns repeated."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")  # beside it: a rename is atomic within a disk only
         evaluations = self.evaluations.rename(lambda name: name if name == "run" else _IN_FILE + name)
         whole = self.runs.join(evaluations, on="run", how="left", maintain_order="left_right")
         whole.write_parquet(temporary, metadata={"format": FORMAT, "facts": json.dumps(self.facts)})
@@ -315,7 +323,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _evaluation_rows(run: Run) -> list[dict[str, Any]]:
-    """The held-out evaluations among a run's records, and what the summary alone says of the best one."""
+    """Return the held-out evaluations among a run's records, and what the summary alone says of the best."""
     best = run.summary.best
     rows = {}
     for record in run.records:
@@ -346,7 +354,10 @@ def ratio(value: float | None, over: float | None) -> float | None:
 
 
 def _profiled_steps(windows: Sequence[WindowTiming], unprofiled_ms: Sequence[float]) -> ProfiledSteps | None:
-    """unprofiled_ms: mean step time outside of windows, once for every window whose run has it."""
+    """Return where a step goes over windows; None without any.
+
+    unprofiled_ms: mean step time outside of windows, once for every window whose run has it.
+    """
     if not windows:
         return None
     num_ranks = max(len(window.ranks) for window in windows)

@@ -14,12 +14,17 @@ MISSING = "–"
 
 
 class MeanWithSpread(Protocol):
-    """A mean, and ± its spread where that is known."""
+    """Describe a mean, and ± its spread where that is known."""
 
     @property
-    def mean(self) -> float: ...
+    def mean(self) -> float:
+        """Return the mean."""
+        ...
+
     @property
-    def plus_minus(self) -> float | None: ...
+    def plus_minus(self) -> float | None:
+        """Return the spread, in the unit of the mean; None where it is not known."""
+        ...
 
 
 def or_missing(value: float | None, text: Callable[[float], str]) -> str:

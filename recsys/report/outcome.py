@@ -27,7 +27,7 @@ _SPREADS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """Sentences about a comparison.
+    """Hold the sentences about a comparison.
 
     subject: what was compared, and where the baseline stands. overview: the extremes among many arms, '' for few.
     findings: label of an arm and how it stands to the baseline, one for each but the baseline. reading: the target,
@@ -44,7 +44,7 @@ class Outcome:
 
     @property
     def blocks(self) -> list[list[str]]:
-        """What the table alone does not say, in blocks of lines; the warnings stand last."""
+        """Return what the table alone does not say, in blocks of lines; the warnings stand last."""
         findings = [self.overview] if self.overview else [f"{label}: {text}" for label, text in self.findings]
         blocks = [[self.subject, *findings], [*self.reading], [*self.varied], [*self.warnings]]
         return [block for block in blocks if block]
@@ -107,7 +107,7 @@ def _exposed(steps: ProfiledSteps) -> str:
 
 
 def _reached(arm: Arm, comparison: Comparison) -> str:
-    """Whether the arm reaches the target, and when; '' where nothing is known of it."""
+    """Return whether the arm reaches the target, and when; '' where nothing is known of it."""
     reached, target = comparison.time_to_target(arm), comparison.target
     if reached is None or target is None:
         return ""
@@ -121,7 +121,7 @@ def _reached(arm: Arm, comparison: Comparison) -> str:
 
 
 def _finding(arm: Arm, comparison: Comparison) -> str:
-    """How an arm stands to the baseline."""
+    """Return how an arm stands to the baseline."""
     baseline, ratios, state = comparison.baseline, comparison.ratios(arm), describe_state(arm)
     size = f"{arm.fact('method')} with {format_count(arm.fact('parameters.embedding'))} embedding parameters"
     parts = [f"{state}; {size}" if state else size]
@@ -145,6 +145,7 @@ def _auc(value: Measured | None, baseline: Measured | None) -> str:
     text = f"test AUC {format_measured(value)} against {format_measured(baseline)}"
     if value.plus_minus is None or baseline.plus_minus is None:
         return text
+    # Both figures vary, independently of each other: the ± of their difference is the root of the sum of squares.
     within = abs(value.mean - baseline.mean) <= math.hypot(value.plus_minus, baseline.plus_minus)
     return f"{text}, a difference within the ±" if within else text
 
@@ -208,5 +209,5 @@ def _best_possible(comparison: Comparison) -> str:
 def _spread(comparison: Comparison) -> str:
     aucs = [arm.at_best("test_auc", sampling_error=True) for arm in comparison.arms]
     sources = {auc.source for auc in aucs if auc}
-    said = [meaning for source, meaning in _SPREADS.items() if source in sources]
-    return "; ".join(said) + "." if said else ""
+    meanings = [meaning for source, meaning in _SPREADS.items() if source in sources]
+    return "; ".join(meanings) + "." if meanings else ""

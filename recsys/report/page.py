@@ -41,10 +41,11 @@ Figure = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """A panel with one plotly figure, or several of which the reader chooses.
+    """Hold a panel with one plotly figure, or with several of which the reader chooses.
 
-    figures: by the name of the choice, "" for a single one; a tuple of names makes as many menus. first: the choice
-    shown at first, the first one by default. tags: where the figures come from, "measured" or "projected".
+    figures: by the name of the choice, "" for a single one; a tuple of names makes as many menus. height: in pixels.
+    first: the choice shown at first, the first one by default. tags: where the figures come from, "measured" or
+    "projected".
     """
 
     id: str
@@ -59,7 +60,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Grid:
-    """Plots beside each other: two or three columns, one where the page is narrow; a wide plot takes a whole row."""
+    """Hold plots beside each other: two or three columns, one where the page is narrow; a wide plot takes a row."""
 
     plots: Sequence[Plot]
     columns: int = 2
@@ -67,7 +68,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Controls:
-    """Buttons for all plots of the page: arms to hide, and views to choose from.
+    """Hold buttons for all plots of the page: arms to hide, and views to choose from.
 
     arms: label and style of each; a trace belongs to the one whose place its meta["arm"] gives. views: names of
     figures; every plot that has figures of these names follows.
@@ -79,7 +80,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Lines:
-    """A list; styles put the sample of a plotted line before each."""
+    """Hold a list; styles put the sample of a plotted line before each."""
 
     lines: Sequence[str]
     styles: Sequence[Style] = ()
@@ -87,7 +88,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Notice:
-    """Lines that a reader must not miss, in a box; nothing without lines."""
+    """Hold lines that a reader must not miss, shown in a box; nothing is shown without lines."""
 
     heading: str
     lines: Sequence[str]
@@ -95,7 +96,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Keys and values of a config or an environment; several cells in a value stand below each other."""
+    """Hold keys and values of a config or an environment; several cells in a value stand below each other."""
 
     pairs: Mapping[str, CellLike | Sequence[CellLike]]
 
@@ -108,21 +109,21 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Terms:
-    """Words and their meanings."""
+    """Hold words and their meanings."""
 
     terms: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it is: a command, a plan."""
+    """Hold text that is shown as it is: a command, a plan."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that open at a click."""
+    """Hold blocks that open at a click."""
 
     summary: str
     blocks: "Sequence[Block]"
@@ -133,7 +134,7 @@ Block = str | Table | Plot | Grid | Controls | Lines | Notice | Pairs | Terms | 
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a heading, "" to go on from the answer; tags say where the figures come from."""
+    """Hold blocks under a heading, "" to go on from the answer; tags say where the figures come from."""
 
     heading: str
     blocks: Sequence[Block]
@@ -142,7 +143,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A title, the answer in one sentence, and sections. kicker stands above the title; origin at the foot."""
+    """Hold a title, the answer in one sentence, and sections. kicker stands above the title; origin at the foot."""
 
     title: str
     answer: str
@@ -245,10 +246,11 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write the page of a template, whole or not at all; see render_page. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render_page(template, **values))
 
 
 def as_script_data(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot end the script element it stands in. Raises ValueError for a number not finite."""
     return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))

@@ -18,7 +18,7 @@ _STROKES = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 2 2 2", "lon
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm is drawn wherever it appears: plotly's words for a line's dash and a marker's symbol."""
+    """Describe how an arm is drawn wherever it appears: plotly's words for a line's dash and a marker's symbol."""
 
     colour: str
     dash: str = "solid"

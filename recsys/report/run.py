@@ -18,12 +18,12 @@ _POSITION = {"step", "samples", "epoch", "time_s"}
 
 
 class ComparisonError(ValueError):
-    """Runs that cannot be read or compared; the message names them."""
+    """Report runs that cannot be read or compared; the message names them."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory, read. label: its name, or its path where another run has that name too."""
+    """Hold one run directory, read. label: its name, or its path where another run has that name too."""
 
     path: Path
     label: str
@@ -35,7 +35,7 @@ class Run:
 
     @property
     def threads(self) -> int:
-        """CPU threads of all ranks together."""
+        """Return the CPU threads of all ranks together."""
         return self.summary.world_size * self.summary.threads_per_rank
 
     def curve(self, metric: str) -> list[Point]:

@@ -59,7 +59,7 @@ _LINK_SCHEMES, _LINK_LETTERS = ("", "http", "https", "file"), ":/?#@!$&'*+,;=%~"
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as it is shown, with what is said about it in small print.
+    """Hold a figure as it is shown, with what is said about it in small print.
 
     value: the number (or word) behind the text, for JSON and for sorting; inf sorts last and is null in JSON.
     meaning: shown when a reader points at it. style: a sample of the line that stands for it in plots, in HTML.
@@ -100,7 +100,7 @@ def as_cell(value: CellLike) -> Cell:
 
 @dataclass(frozen=True)
 class Column(Generic[Item]):
-    """A figure of every item: its heading, how it is measured, and where it comes from.
+    """Describe a figure of every item: its heading, how it is measured, and where it comes from.
 
     align: left for the first column and right for the others unless it is given. detail: small print below the heading.
     """
@@ -120,7 +120,7 @@ class Column(Generic[Item]):
 
 @dataclass(frozen=True, init=False)
 class Table:
-    """Rows of cells under columns, with a title and lines of notes.
+    """Hold rows of cells under columns, with a title and lines of notes.
 
     sections: rows (by index) that are set apart from the row above. pinned: how many columns every piece shows where
     a table is broken into pieces, names and perhaps a baseline. is_compact: in a terminal small print stands beside
@@ -146,17 +146,17 @@ class Table:
         is_compact: bool = False,
     ) -> None:
         """Take headings as columns, and text, numbers or None as cells. Raises ValueError for a row of other length."""
-        found = tuple(c if isinstance(c, Column) else Column(c) for c in columns)
+        headed = tuple(c if isinstance(c, Column) else Column(c) for c in columns)
         cells = tuple(tuple(as_cell(value) for value in row) for row in rows)
         for index, row in enumerate(cells):
-            if len(row) != len(found):
-                raise ValueError(f"table {title!r}, row {index}: {len(row)} cells under {len(found)} columns")
+            if len(row) != len(headed):
+                raise ValueError(f"table {title!r}, row {index}: {len(row)} cells under {len(headed)} columns")
         values = {
-            "columns": found, "rows": cells, "title": title, "notes": tuple(notes), "sections": tuple(sections),
+            "columns": headed, "rows": cells, "title": title, "notes": tuple(notes), "sections": tuple(sections),
             "pinned": pinned, "is_compact": is_compact,
         }  # fmt: skip
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)  # the class is frozen, and its arguments are wider than its fields
 
     @classmethod
     def of(
@@ -279,7 +279,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _latex_lines(row: Sequence[Cell]) -> list[str]:
-    """The row, and under it in small print what its cells say beside: side by side they are wider than a page."""
+    """Return the row, and under it in small print what its cells say beside: in one line it would be too wide."""
     texts = [escape_latex(cell.text) for cell in row]
     texts = [rf"\textbf{{{t}}}" if cell.emphasis == "bold" else t for t, cell in zip(texts, row, strict=True)]
     line = " & ".join(texts) + r" \\"
@@ -305,7 +305,7 @@ def _small(detail: str) -> "Markup":
 
 
 def _html_cell(cell: Cell, index: int, align: str, has_values: bool) -> "Markup":
-    """Sorted by its value, or by its text in a column without values; "" stands last whichever way."""
+    """Return a cell sorted by its value, or by its text in a column without values; "" stands last either way."""
     from markupsafe import Markup, escape
 
     key = cell.value if has_values else "" if cell.text == MISSING else cell.text

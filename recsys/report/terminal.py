@@ -47,7 +47,7 @@ def _text(cell: Cell, is_compact: bool) -> Text:
 
 
 def _widths(table: Table, index: int) -> tuple[int, int]:
-    """What a column asks for, figures on one line and text on a few, and what it could use."""
+    """Return what a column needs, figures on one line and text on a few, and what it could use, in letters."""
 
     def measure(text: str, most: int) -> tuple[int, int]:
         lengths, words = [cell_len(line) for line in text.split("\n")], [cell_len(word) for word in text.split()]
@@ -63,26 +63,26 @@ def _widths(table: Table, index: int) -> tuple[int, int]:
 
 
 def _fit(table: Table, width: int) -> list[tuple[Table, list[int]]]:
-    """Pieces no wider than `width`, each with the widths of its columns."""
-    asked = [_widths(table, i) for i in range(len(table.columns))]
+    """Return pieces no wider than `width`, each with the widths of its columns."""
+    sizes = [_widths(table, i) for i in range(len(table.columns))]
     gap = _COMPACT_GAP if table.is_compact else _GAP
-    pinned = list(range(min(table.pinned, len(asked))))
-    widest = max((least for least, _ in asked[len(pinned) :]), default=0)
-    if sum(asked[i][0] + gap for i in pinned) + widest > width:
+    pinned = list(range(min(table.pinned, len(sizes))))
+    widest = max((least for least, _ in sizes[len(pinned) :]), default=0)
+    if sum(sizes[i][0] + gap for i in pinned) + widest > width:
         pinned = pinned[:1]
-    groups, others = [[*pinned]], range(len(pinned), len(asked))
+    groups, others = [[*pinned]], range(len(pinned), len(sizes))
     for i in others:
-        taken = sum(asked[j][0] + gap for j in groups[-1])
-        if taken + asked[i][0] > width and len(groups[-1]) > len(pinned):
+        taken = sum(sizes[j][0] + gap for j in groups[-1])
+        if taken + sizes[i][0] > width and len(groups[-1]) > len(pinned):
             groups.append([*pinned])
         groups[-1].append(i)
     pieces = []
     for group in groups:
-        widths, room = [asked[i][0] for i in group], width - gap * (len(group) - 1)
+        widths, room = [sizes[i][0] for i in group], width - gap * (len(group) - 1)
         if sum(widths) > room:  # one column beside the names, and too wide: both are folded
             first = min(widths[0], max(1, room // 2)) if len(widths) > 1 else room
             widths = [first, *(max(1, room - first) for _ in widths[1:])]
-        while wanting := [n for n, i in enumerate(group) if widths[n] < asked[i][1]][: max(0, room - sum(widths))]:
+        while wanting := [n for n, i in enumerate(group) if widths[n] < sizes[i][1]][: max(0, room - sum(widths))]:
             for place in wanting:  # what is left is shared by those whose text would use it
                 widths[place] += 1
         pieces.append((table.take(group), widths))

@@ -35,7 +35,7 @@ _MORE_COLOURS = ("#228833", "#ee8866", "#bbcc33", "#99ddff")
 
 @dataclass(frozen=True)
 class _Row:
-    """A bar. arm: its place among the compared ones."""
+    """Hold one stacked bar of a plot. arm: its place among the compared ones."""
 
     arm: int
     label: str
@@ -44,7 +44,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A part of every bar. hover: what is said of it beside its name, ms and share."""
+    """Describe a part of every stacked bar. hover: what is said of it beside its name, ms and share."""
 
     name: str
     colour: str
@@ -101,7 +101,7 @@ def _plot(
 
 
 def _bars(rows: Sequence[_Row], segment: _Segment) -> list[Figure]:
-    """The segment of every row that has it, and first its entry in the legend, which no arm takes away."""
+    """Return the segment of every row that has it, after its entry in the legend, which no arm takes away."""
     marker: Figure = {"color": segment.colour, "line": {"width": 0}}
     if segment.hatched:
         marker["pattern"] = {"shape": "/", "size": 7, "solidity": 0.2, "bgcolor": segment.colour, "fgcolor": "#ffffff"}
@@ -120,7 +120,7 @@ def _bars(rows: Sequence[_Row], segment: _Segment) -> list[Figure]:
 
 
 def _steps_outside(arms: Sequence[tuple[int, Arm]]) -> list[Figure]:
-    """One mark an arm, given with its place, above its bar, at the p50 of its steps that were not profiled."""
+    """Return one mark an arm, given with its place, above its bar: the p50 of its steps not profiled."""
     marker = {"symbol": "triangle-down", "size": 10, "color": "#000000", "line": {"color": "#ffffff", "width": 1.5}}
     shared = {"type": "scatter", "mode": "markers", "legendgroup": "p50", "marker": marker, "cliponaxis": False}
     traces = []
@@ -135,7 +135,7 @@ def _steps_outside(arms: Sequence[tuple[int, Arm]]) -> list[Figure]:
 
 
 def _phase_segments(names: Iterable[str]) -> list[_Segment]:
-    """In the order of a step: forward, backward the other way round, then what follows."""
+    """Return phases in the order of a step: forward, backward the other way round, then what follows."""
     present = list(names)
     last = (GRADIENT_ALL_REDUCE, OPTIMIZER, OTHER)
     own = dict.fromkeys(name.rpartition("/")[2] for name in present if name not in last)

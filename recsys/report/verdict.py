@@ -30,7 +30,7 @@ CONFIDENCE = 0.95
 
 
 class Placements(NamedTuple):
-    """DeLong's placement values of one run's scores; the mean of either is the AUC.
+    """Hold DeLong's placement values of one run's scores; the mean of either is the AUC.
 
     above: for each positive row the share of negatives below it, V10 (m,) float64. below: for each negative row the
     share of positives above it, V01 (n,) float64.
@@ -42,7 +42,7 @@ class Placements(NamedTuple):
 
 @dataclass(frozen=True)
 class AucDifference:
-    """The AUC of one model minus that of another, with its interval.
+    """Hold the AUC of one model minus that of another, with its interval.
 
     low and high: ends of the 95 % interval. p: of no difference, two-sided. seeds: runs on both sides. covers_seeds:
     whether the interval holds for other seeds too, or for these runs alone.
@@ -131,6 +131,6 @@ def _variance_of_mean(values: np.ndarray) -> float:
 
 
 def _degrees_of_freedom(variance: float, seeds: Sequence[float], freedoms: Sequence[int]) -> float:
-    """Welch and Satterthwaite's: total² / Σ part² / its freedom; infinite where the seeds do not vary."""
+    """Return Welch and Satterthwaite's: total² / Σ part² / its freedom; infinite where the seeds do not vary."""
     parts = sum(part**2 / freedom for part, freedom in zip(seeds, freedoms, strict=False))
     return variance**2 / parts if parts > 0 else math.inf
