@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from configs.load import ConfigError
 from configs.schema import RunConfig
 from launch import cli, train
 from launch.__main__ import main
+from launch.docs import find_documents
 
 ROOT = Path(__file__).parent.parent.parent
+OURS = re.compile(r"(?<![\w/.-])(?:pss-bench|-m launch\.(?P<module>\w+)) ")
 HEAVY = ("torch", "torchrec", "fbgemm_gpu", "numpy", "pandas", "polars", "pyarrow", "scipy", "matplotlib", "pydantic")
 SEE_HELP = """
 import json, runpy, sys
@@ -245,3 +248,34 @@ def test_keys_of_a_section_that_does_not_exist_are_a_mistake(capsys):
         train.main(["--keys", "embedding.robbe"])
     assert ended.value.code == 2
     assert "no section 'embedding.robbe' (did you mean embedding.robe?)" in capsys.readouterr().err
+
+
+def document_lines(text):
+    """Every line of a document's shell blocks that starts one of our commands, continued lines joined."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if OURS.search(line)]
+
+
+DOCUMENTED = [(path.name, line) for path in find_documents(ROOT) for line in document_lines(path.read_text())]
+
+
+def test_documents_name_commands():
+    assert len(DOCUMENTED) > 8, "the pattern of a command no longer finds those of the documents"
+
+
+@pytest.mark.parametrize(("document", "line"), DOCUMENTED)
+def test_every_command_of_the_documents_is_one_that_parses(document, line):
+    start = OURS.search(line)
+    assert start is not None
+    given = line[start.end() :]
+    if line[: start.start()].endswith('"'):  # the command is an argument of another, as of sbatch
+        given = given.partition('"')[0]
+    words = [*filter(None, [start["module"]]), *shlex.split(given, comments=True)]
+    command = main
+    with contextlib.suppress(click.exceptions.Exit):  # what --help and --keys end with
+        context = command.make_context("pss-bench", words)
+        while isinstance(command, click.Group):
+            name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+            assert command is not None
+            context = command.make_context(name, words, parent=context)
