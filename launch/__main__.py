@@ -32,7 +32,7 @@ HIDDEN = {"experiments": "launch.study", "docs": "launch.docs"}
 )
 @click.version_option(package_name="pss-bench")
 def main() -> None:
-    pass
+    """Hold every command under one name; it does nothing of its own."""
 
 
 if __name__ == "__main__":

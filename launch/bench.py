@@ -13,7 +13,7 @@ SECTIONS = {
 
 @cli.group("bench", __doc__, summary="Measure this machine: kernels, steps, clocks.", sections=SECTIONS)
 def main() -> None:
-    """Each benchmark is a command of its own."""
+    """Hold the benchmarks, each a command of its own."""
 
 
 if __name__ == "__main__":

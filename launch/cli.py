@@ -32,13 +32,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Mistake(click.ClickException):
-    """The user's mistake: one line on stderr, status 2."""
+    """Report a mistake of the user: one line on stderr, status 2."""
 
     exit_code = EXIT_MISTAKE
 
 
 class Failure(click.ClickException):
-    """Something that was started failed, and its message says enough: one line on stderr, status 1."""
+    """Report that something that was started failed, in one line on stderr that says enough: status 1."""
 
     exit_code = EXIT_FAILED
 
@@ -75,7 +75,7 @@ def print_error(message: str) -> None:
 
 
 class EndsAlike(click.Command):
-    """A click command that ends with the status of all our commands, and tells mistakes in one line."""
+    """End a click command with the status of all our commands, and report mistakes in one line."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run the command and exit; without standalone_mode return its status and let a ClickException through."""
@@ -96,7 +96,7 @@ class EndsAlike(click.Command):
 
 
 class Command(EndsAlike):
-    """A command whose function returns its status, None where all went well.
+    """Run a function as a command: the function returns its status, None where all went well.
 
     when_interrupted: what becomes of the work, appended to the word "interrupted". examples: lines of its help.
     """
@@ -106,6 +106,7 @@ class Command(EndsAlike):
         self.when_interrupted, self.examples = when_interrupted, tuple(examples)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and turn an interruption or a closed pipe into its status."""
         # A cluster's or a container's way to ask for an end leaves the same state as Ctrl-C.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -125,7 +126,7 @@ class Command(EndsAlike):
 
 
 def _stdout_is_closed() -> bool:
-    """Whether nobody reads stdout any more (`... | head`); if so, what is still to be written there is dropped."""
+    """Return whether nobody reads stdout any more (`... | head`); what is still to be written there is dropped then."""
     try:
         descriptor = sys.stdout.fileno()
     except OSError:  # no file: captured
@@ -139,7 +140,7 @@ def _stdout_is_closed() -> bool:
 
 
 class LazyGroup(EndsAlike, click.Group):
-    """Commands under headings, each imported when it is asked for.
+    """List commands under headings, and import each when it is called.
 
     sections: heading -> name -> module that holds the command as `main`. hidden: name -> module, of names not listed.
     """
@@ -157,15 +158,18 @@ class LazyGroup(EndsAlike, click.Group):
         self.all_modules = self.modules | dict(hidden or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands that the help lists."""
         return list(self.modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of a name, imported now; None where there is none."""
         module = self.all_modules.get(cmd_name)
         return import_module(module).main if module else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name; the error for an unknown one suggests similar names."""
         try:
             return super().resolve_command(ctx, args)
         except click.exceptions.NoSuchCommand as error:
@@ -173,6 +177,7 @@ class LazyGroup(EndsAlike, click.Group):
             raise click.exceptions.NoSuchCommand(args[0], possibilities=self.modules, ctx=ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands into the help, under their headings."""
         for heading, names in self.sections.items():
             commands = {name: self.get_command(ctx, name) for name in names}
             with formatter.section(heading):
@@ -188,7 +193,7 @@ def command(
     notes: str = "",
     **attributes: Any,
 ) -> Callable[[Callable[..., Any]], Command]:
-    """Make a function a command. description: its help, a module's docstring. summary: its line in the group's help.
+    """Make a function a command. description: its help, a module's docstring; summary: its line in the group's help.
 
     examples: what follows the command's name, with a # before a remark. notes: a paragraph below them.
     """
@@ -219,16 +224,18 @@ def group(name: str, description: str | None, *, summary: str = "", **attributes
 
 
 class CommaList(click.ParamType):
-    """Values of one type, parted by commas: 0,1,2. What an option gets is a tuple of them, each once."""
+    """Parse values of one type, separated by commas: 0,1,2. An option gets a tuple of them, each once."""
 
     def __init__(self, kind: click.ParamType | type, metavar: str = "N") -> None:
         self.kind = click.types.convert_type(kind)
         self.name = f"{metavar},..."
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return how the help shows a value: N,..."""
         return self.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Return the values as a tuple; fail where one is missing, mistaken or given twice."""
         if not isinstance(value, str):
             return tuple(value)  # a default that is a tuple already
         parts = [part.strip() for part in value.split(",")]
@@ -241,9 +248,10 @@ class CommaList(click.ParamType):
 
 
 class FiniteFloat(click.FloatRange):
-    """A number within bounds, neither nan nor infinite."""
+    """Parse a number within bounds that is neither nan nor infinite."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; fail where it is out of bounds or not finite."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value}: a finite number is expected", param, ctx)
@@ -254,11 +262,12 @@ AUC = FiniteFloat(0.5, 1.0, min_open=True, max_open=True)
 
 
 class Override(click.ParamType):
-    """A positional `section.key=value`, laid over what a config file says."""
+    """Parse a positional `section.key=value`, laid over what a config file says."""
 
     name = "section.key=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the override as it was given; fail where it has no key with a section, or no value."""
         key, equals, _ = value.partition("=")
         if not equals or "." not in key:
             raise click.UsageError(f"override {value!r}: must look like section.key=value", ctx)
@@ -266,12 +275,13 @@ class Override(click.ParamType):
 
 
 class OutputDirectory(click.Path):
-    """A directory for what a command writes, made when something is written."""
+    """Parse a directory for what a command writes, made when something is written."""
 
     def __init__(self) -> None:
         super().__init__(file_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of the directory; fail where it names a file."""
         if Path(value).suffix in (".html", ".json", ".md") and not Path(value).is_dir():
             self.fail(f"{value}: names a file; a directory is expected", param, ctx)
         return super().convert(value, param, ctx)
@@ -332,6 +342,7 @@ def runner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(function)
     def with_runner(**given: Any) -> Any:
+        """Pass the options of a runner on as one dictionary."""
         runner = {name: given.pop(name) for name in ("jobs", "scheduler", "ranks_per_node", "job")}
         return function(runner=runner, **given)
 

@@ -44,7 +44,7 @@ def baseline(
     rdzv_port: int = 29500,
     mounts: str = "",
 ) -> specs.AppDef:
-    """DLRM with full tables, sharded over the ranks by TorchRec.
+    """Train a DLRM with full tables, sharded over the ranks by TorchRec.
 
     Args:
         overrides: section.key=value, laid over the config's values
@@ -74,7 +74,7 @@ def compressed(
     rdzv_port: int = 29500,
     mounts: str = "",
 ) -> specs.AppDef:
-    """The same DLRM with its tables replaced by a shared array, data-parallel or on one device.
+    """Train the same DLRM with its tables replaced by a shared array, data-parallel or on one device.
 
     Args:
         overrides: section.key=value, laid over the config's values
@@ -99,7 +99,7 @@ def compare(
     memMB: int = 2048,
     mounts: str = "",
 ) -> specs.AppDef:
-    """Table and report page of finished runs, from their directories.
+    """Compare finished runs, from their directories: a table and a report page.
 
     Args:
         runs: run directories, separated by commas, such as runs/a,runs/b

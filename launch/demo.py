@@ -52,7 +52,7 @@ def main(data: Path | None, device: str, output: Path, overrides: tuple[str, ...
 
 
 def device_overrides(device: str) -> list[str]:
-    """Keys that put the three runs on the device; on a machine with one GPU they take one rank each, and it says so."""
+    """Return the keys that put the three runs on the device; on one GPU they take one rank each, and it says so."""
     import torch
 
     overrides = [f"run.device={device}"]

@@ -40,6 +40,7 @@ def fill_document(text: str, results: Path) -> str:
     """Return the document with every marked place filled. Raises ValueError naming a result that is not stored."""
 
     def fill(place: re.Match[str]) -> str:
+        """Return a marked place with its table."""
         path = results / f"{place['name']}.json"
         if not path.is_file():
             raise ValueError(f"result: {place['name']}: there is no {path.name} in {results}")
@@ -56,7 +57,7 @@ def find_documents(root: Path) -> list[Path]:
 @cli.command("docs", __doc__, summary="Write tables of README and docs from stored results.", examples=["", "--check"])
 @click.option("--check", is_flag=True, help="Fail where a document differs from its results; write nothing.")
 def main(check: bool) -> int:
-    """Fill every document, or check it."""
+    """Fill every document, or with --check list those that differ from their results."""
     stale = []
     for path in find_documents(ROOT):
         text = path.read_text()

@@ -53,7 +53,7 @@ def main(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure, write and print."""
+    """Measure one part of Figure 2, write its page and figures, and print it."""
     import torch
 
     from launch.runners.figure2_runs import BATCH, COMPRESSIONS, measure_lines, plan_jobs

@@ -52,7 +52,7 @@ _COUNTS = cli.CommaList(int)
 @cli.json_option("Print the figures as JSON instead of the tables.")
 @cli.output_option("runs/microbench", "Directory of results.json and the page, index.html.")
 def main(as_json: bool, output: Path, **request: Any) -> int | None:
-    """Measure, print and write; what was measured is kept where it is interrupted."""
+    """Measure, print and write the kernels' times; what was measured is kept where it is interrupted."""
     from recsys.bench.kernel_run import KernelRequest, KernelRun, open_console
 
     with cli.mistakes(ValueError, OSError):

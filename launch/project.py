@@ -76,8 +76,8 @@ def main(items: tuple[str, ...], as_json: bool, output: Path, **scenario: Any) -
     if len(files) > 1:
         raise cli.Mistake(f"{files[1]}: one crossover.json at a time")
     with cli.mistakes(ValueError, OSError):
-        asked = build_scenario(**scenario, overrides=overrides)
-        projection = Projection.of(asked, validate(Path(files[0])) if files else None)
+        checked = build_scenario(**scenario, overrides=overrides)
+        projection = Projection.of(checked, validate(Path(files[0])) if files else None)
         output.mkdir(parents=True, exist_ok=True)
     page, text = build_page(projection), json.dumps(to_json(projection), indent=2, default=float)
     write_atomically(output / "projection.json", text)

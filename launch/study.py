@@ -67,9 +67,9 @@ def main(
     markdown: bool,
     latex: bool,
     runner: dict[str, Any],
-    **asked: Any,
+    **options: Any,
 ) -> int | None:
-    """Plan, run, judge and print."""
+    """Plan, run, judge and print a study."""
     from launch.runners import study_output
     from launch.runners.local import RunnerOptions
     from launch.runners.study import StudyRequest, make_plan, run_study
@@ -83,7 +83,7 @@ def main(
     with cli.mistakes(ValueError, OSError):
         path = show
         if path is None:
-            plan = make_plan(StudyRequest(**asked), RunnerOptions(**runner))
+            plan = make_plan(StudyRequest(**options), RunnerOptions(**runner))
             if dry_run:
                 return study_output.print_plan(plan)
             path = run_study(plan)

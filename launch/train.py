@@ -27,6 +27,7 @@ SECTIONS = {
 
 
 def _print_keys(context: click.Context, _parameter: click.Parameter, section: str | None) -> None:
+    """Print the keys of a section, or of all, and exit: the callback of --keys."""
     if section is None or context.resilient_parsing:
         return
     from configs.load import describe_keys

@@ -22,7 +22,7 @@ from launch import cli
 @cli.json_option("Print the proofs as JSON instead of the table.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, metavar="N", help="Steps of every profiled window.")
 def main(as_json: bool, steps: int) -> int:
-    """Prove and print."""
+    """Prove what this machine can show of its clocks, and print the proofs."""
     from launch.netlab import validation
     from launch.netlab.network_ranks import RankFailed
 

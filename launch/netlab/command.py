@@ -23,11 +23,12 @@ _POSITIVE = click.IntRange(min=1)
 
 
 class Network(click.ParamType):
-    """RATE:DELAY, the Mbit/s and the one-way µs of a link."""
+    """Parse RATE:DELAY, the Mbit/s and the one-way µs of a link."""
 
     name = "RATE:DELAY"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return rate and delay as numbers; fail where one is missing or out of bounds."""
         rate, colon, delay = value.partition(":")
         if not colon:
             self.fail(f"{value}: must look like RATE:DELAY, such as 1000:50", param, ctx)
@@ -92,7 +93,7 @@ RATE, DELAY = cli.FiniteFloat(0.1, 100_000), cli.FiniteFloat(0, 1e6)
 @cli.json_option("Print the figures as JSON instead of the tables.")
 @cli.output_option("runs/netlab", "Directory of trials, crossover.json and the page, crossover.html.")
 @cli.overrides_argument()
-def main(as_json: bool, output: Path, rates_mbit: Any, delays_us: Any, pairs: Any, **asked: Any) -> int | None:
+def main(as_json: bool, output: Path, rates_mbit: Any, delays_us: Any, pairs: Any, **options: Any) -> int | None:
     """Measure, print and write. What was measured is kept and shown whatever ends it."""
     from launch.netlab import crossover_run
     from launch.netlab.emulated_network import describe_obstacle
@@ -104,7 +105,7 @@ def main(as_json: bool, output: Path, rates_mbit: Any, delays_us: Any, pairs: An
         raise cli.Mistake(obstacle)
     with cli.mistakes(ValueError, OSError):
         links = crossover_run.choose_links(rates_mbit, delays_us, pairs)
-        trials = build_trials(crossover_run.build_sweep(links=links, **asked))
+        trials = build_trials(crossover_run.build_sweep(links=links, **options))
         measured = {trial: kept for trial in trials if (kept := load_trial(trial, output / "trials"))}
         output.mkdir(parents=True, exist_ok=True)
     if measured:
@@ -115,7 +116,7 @@ def main(as_json: bool, output: Path, rates_mbit: Any, delays_us: Any, pairs: An
             crossover_run.measure_trials(missing, measured, output / "trials")
     finally:
         in_order = [measured[trial] for trial in trials if trial in measured]
-        document, page = crossover_run.write_crossover(in_order, len(trials), asked["hosts"], output)
+        document, page = crossover_run.write_crossover(in_order, len(trials), options["hosts"], output)
         if as_json:
             print(json.dumps(document, indent=2, allow_nan=False))
         elif page:

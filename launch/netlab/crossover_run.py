@@ -1,4 +1,4 @@
-"""A sweep over networks from what is asked for to what is printed and written."""
+"""A sweep over networks, from the options of its command to what is printed and written."""
 
 import itertools
 import json
@@ -90,6 +90,7 @@ def _progress(total: float) -> Iterator[tuple[Callable[[str], None], Callable[[f
         bar = progress.add_task("", total=total)
 
         def describe(what: str) -> None:
+            """Show what is measured now."""
             progress.update(bar, description=what)
             if not console.is_terminal:
                 console.print(what, soft_wrap=True)
@@ -98,14 +99,14 @@ def _progress(total: float) -> Iterator[tuple[Callable[[str], None], Callable[[f
 
 
 def write_crossover(
-    measured: Sequence[dict[str, Any]], num_asked: int, hosts: int, output: Path
+    measured: Sequence[dict[str, Any]], num_trials: int, hosts: int, output: Path
 ) -> tuple[dict[str, Any], Page | None]:
     """Write crossover.json and, where a trial was measured, the page; return the document and the page."""
     environment = describe_environment(torch.device("cpu"), hosts)
     del environment["threads_per_rank"], environment["omp_wait_policy"]  # of this process; those of ranks are in trials
     document = {
         "version": VERSION,
-        "status": "finished" if len(measured) == num_asked else f"{len(measured)} of {num_asked} trials",
+        "status": "finished" if len(measured) == num_trials else f"{len(measured)} of {num_trials} trials",
         "environment": environment,
         "cells": [trial for pair in measured for trial in pair["cells"]],
     }

@@ -39,7 +39,7 @@ _networks = itertools.count()
 
 @dataclass(frozen=True)
 class Counts:
-    """Packets and bytes that went over the links of an emulated network so far, and the time of a core it cost."""
+    """Count what went over the links of an emulated network so far, and the time of a core it cost."""
 
     packets: int
     bytes: int
@@ -49,7 +49,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Network:
-    """Hosts that reach each other. rate_mbit, delay_us: as requested, one direction; None: not emulated."""
+    """Hold hosts that reach each other. rate_mbit, delay_us: as requested, one direction; None: not emulated."""
 
     hosts: Sequence[Host]
     rate_mbit: float | None = None

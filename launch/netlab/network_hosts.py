@@ -19,7 +19,7 @@ _TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Host:
-    """A host of a job. namespace: None is this machine as it is."""
+    """Describe a host of a job. namespace: None is this machine as it is."""
 
     address: str
     interface: str
@@ -33,7 +33,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Speed:
-    """The rate that TCP carries each way while both are used, and how long a byte takes there and back.
+    """Hold the rate that TCP carries each way while both are used, and how long a byte takes there and back.
 
     Beside a link's own: 2 to 8 % of the rate are TCP's and IP's headers, and 20 to 60 µs of the round trip are the
     hosts' own way to their links.

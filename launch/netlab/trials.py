@@ -28,7 +28,7 @@ _TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Sweep:
-    """Which networks, batch sizes and arms are measured.
+    """Say which networks, batch sizes and arms are measured.
 
     family: directory of sharded.toml, robe.toml and robe_single.toml; links: loopback aside, which is always measured;
     overrides: section.key=value, of all arms.
@@ -47,7 +47,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Arm:
-    """One side at one compression. label, config, overrides: as a plan of launch.runners.measure_steps has them."""
+    """Describe one side at one compression. label, config, overrides: as in a plan of launch.runners.measure_steps."""
 
     label: str
     side: Side
@@ -58,7 +58,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A network at a batch size, to be measured. arms: of all hosts; alone: of one process with the threads of all.
+    """Describe a network at a batch size, to be measured. arms: of all hosts; alone: of one process, all threads.
 
     rounds, steps: of each arm, in each round.
     """

@@ -49,7 +49,7 @@ _OVERRIDES = ("data.synthetic.train_rows=20000", "data.synthetic.scale=0.02", "p
 
 
 def prove(steps: int) -> list[Proof]:
-    """Everything this machine can show. Raises RankFailed."""
+    """Return every proof that this machine can make. Raises RankFailed."""
     say = Console(stderr=True).print
     say("two ranks on this machine")
     proofs = _proofs(_run("machine", local_network(2), steps))
@@ -132,6 +132,7 @@ SCENARIOS = {"machine": _prove_on_machine, "slow": _prove_on_slow_network, "tran
 
 
 def print_proofs(proofs: Sequence[Proof]) -> None:
+    """Print the proofs as a table, and how many hold."""
     table = Table(box=None, header_style="bold")
     table.add_column("claim", overflow="fold")
     for name in ("expected", "measured", "may differ by", ""):

@@ -77,4 +77,5 @@ def _first_evaluation(outcome: Outcome) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation as text, the mean alone of one value."""
     return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")

@@ -47,7 +47,7 @@ def run_queue(
 
 
 class TrialDisplay:
-    """Progress of trials on stderr: bars on a terminal, else a line for each end."""
+    """Show the progress of trials on stderr: bars on a terminal, else a line for each end."""
 
     def __init__(self, title: str, total: int, jobs: int) -> None:
         self.console = Console(stderr=True, highlight=False)

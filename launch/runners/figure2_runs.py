@@ -20,6 +20,7 @@ def plan_jobs(
     common = [f"training.global_batch_size={batch}", *overrides]
 
     def robe(label: str, config: str, compression: float, *more: str) -> dict[str, Any]:
+        """Return a setup of ROBE at a compression."""
         return setup(label, config, [*common, f"embedding.compression={compression:g}", *more])
 
     sharded = setup("full tables, sharded", f"{family}/sharded", common)

@@ -33,4 +33,5 @@ def _parse_swept(text: str) -> tuple[str, list[str]]:
 
 
 def _plain(value: str) -> str:
+    """Return a value with what a directory's name should not hold replaced by dashes."""
     return re.sub(r"[^\w.]+", "-", value).strip("-")

@@ -22,7 +22,7 @@ _CLUSTER_JOBS = 1000
 
 
 class Jobs(NamedTuple):
-    """How many trials run at a time: of one rank, and of several."""
+    """Say how many trials run at once: of one rank, and of several."""
 
     one: int
     several: int
@@ -55,7 +55,7 @@ def _count_by_cores(configs: Sequence[RunConfig]) -> int:
 
 
 class LocalRunner:
-    """Makes trials on this machine. The end of the `with` block ends what runs."""
+    """Make trials on this machine. The end of the `with` block ends what runs."""
 
     def __init__(self, jobs: Jobs) -> None:
         self.processes, self.torchx = ProcessRunner(jobs.one), TorchxRunner(jobs.several)
@@ -79,7 +79,7 @@ class LocalRunner:
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """Where trials are made, and how many at a time, as the options of a command say.
+    """Say where trials are made, and how many at once, as the options of a command have it.
 
     jobs: None = what the cores hold, on a cluster what it takes. scheduler: None = this machine, else one that torchx
     knows. ranks_per_node and job ("option=value" of the component): of jobs on a scheduler.
@@ -92,7 +92,7 @@ class RunnerOptions:
 
     @property
     def is_local(self) -> bool:
-        """Whether the trials are made on this machine."""
+        """Return whether the trials are made on this machine."""
         return self.scheduler in (None, LOCAL)
 
     def open(self, jobs: Jobs) -> contextlib.AbstractContextManager[Runner]:

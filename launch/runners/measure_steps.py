@@ -33,7 +33,7 @@ EXAMPLE = """a plan:
 
 
 class Setup(Section):
-    """A config to be measured, and what the results call it."""
+    """Name a config to be measured, and what the results call it."""
 
     label: str
     config: str
@@ -45,7 +45,7 @@ class Setup(Section):
 
 
 class Plan(Section):
-    """What is measured, and how often."""
+    """Say what is measured, and how often."""
 
     setups: list[Setup] = Field(min_length=1)
     mode: Mode = "train"

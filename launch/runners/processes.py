@@ -40,7 +40,7 @@ class _Worker:
 
 
 class ProcessRunner:
-    """Makes trials of one rank in `jobs` processes, started when first needed.
+    """Make trials of one rank in `jobs` processes, started when first needed.
 
     The end of the `with` block ends the processes and what they run.
     """
@@ -73,6 +73,7 @@ class ProcessRunner:
         configs = [trial.load() for trial in trials]
 
         def poll() -> dict[int, End]:
+            """Return how the trials that have ended since ended, by index."""
             indices = {worker: self._running.pop(worker) for worker in self._find_ready()}
             return {index: self._receive(worker, configs[index]) for worker, index in indices.items()}
 

@@ -1,4 +1,4 @@
-"""A study planned from what is asked for, and its runs: tuned, made several at a time, timed, collected."""
+"""A study planned from its options, and its runs: tuned, made several at a time, timed, collected."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What is asked for: the options of `launch.study` by their names; None = the study's own.
+    """Hold the options of `launch.study` by their names; None = the study's own.
 
     items: the name of the study, and overrides of all its runs. compressions: of every method but the baseline.
     """
@@ -59,7 +59,7 @@ class StudyRequest:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What is to be run. study: as asked for; arms: all, those that cannot be run among them; output: a directory."""
+    """Say what is to be run. study: as requested; arms: all, also those that cannot be run; output: a directory."""
 
     name: str
     study: Study
@@ -72,12 +72,12 @@ class StudyPlan:
 
     @property
     def able(self) -> list[PlannedArm]:
-        """The arms that can be run."""
+        """Return the arms that can be run."""
         return [arm for arm in self.arms if arm.is_able]
 
     @property
     def runs_per_arm(self) -> int:
-        """Runs of an arm whose best rate is not at an end of the grid."""
+        """Return the number of runs of an arm whose best rate is not at an end of the grid."""
         return len(self.source.rates) + len(self.study.seeds) - 1
 
     def seconds(self) -> float | None:
@@ -87,6 +87,7 @@ class StudyPlan:
         return _BUSY * self.runs_per_arm * sum(known) if len(known) == len(each) and self.runner.is_local else None
 
     def _seconds_at_a_time(self, arm: PlannedArm) -> float | None:
+        """Return what a run takes of the whole: its seconds over the runs that are made beside it."""
         jobs = self.jobs.one if arm.load().parallelism.world_size == 1 else self.jobs.several
         return None if arm.seconds is None else arm.seconds / jobs
 
@@ -130,7 +131,7 @@ def make_plan(request: StudyRequest, runner: RunnerOptions) -> StudyPlan:
 
 
 def change_study(study: Study, request: StudyRequest) -> Study:
-    """Return the study with the methods, compressions, seeds and epsilon asked for. Raises ConfigError."""
+    """Return the study with the requested methods, compressions, seeds and epsilon. Raises ConfigError."""
     methods = list(study.methods)
     if request.methods is not None:
         if unknown := [name for name in request.methods if name not in [method.name for method in methods]]:
@@ -153,6 +154,7 @@ def change_study(study: Study, request: StudyRequest) -> Study:
 
 
 def _split_items(items: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the name of the study, and the overrides. Raises ConfigError."""
     names = [item for item in items if "=" not in item]
     known = find_studies()
     if len(names) != 1 or names[0] not in known:
@@ -186,6 +188,7 @@ def make_runs(plan: StudyPlan, runner: Runner) -> list[StudyRun]:
     outcomes: dict[RunKey, Outcome] = {}
 
     def make(title: str, keys: Sequence[RunKey]) -> list[Outcome]:
+        """Make the runs of keys, remember their outcomes, and return them in order."""
         ended = run_trials([_trial(*key) for key in keys], runner, title) if keys else []
         outcomes.update(zip(keys, ended, strict=True))
         return ended
@@ -223,6 +226,7 @@ def tune(
     losses: dict[Key, dict[float, float | None]] = {arm: {} for arm in arms}
 
     def run(title: str, keys: list[tuple[Key, float]]) -> None:
+        """Run arms at learning rates and note the log loss of each."""
         for (arm, rate), outcome in zip(keys, make(title, keys), strict=True):
             losses[arm][rate] = None if outcome.failure else _read_log_loss(outcome.run_dir)
 

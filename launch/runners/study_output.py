@@ -28,9 +28,11 @@ def print_plan(plan: StudyPlan) -> None:
     """Print what would be run, what each run holds, and how long it may take."""
 
     def runs(arm: PlannedArm) -> Cell:
+        """Return the cell of an arm's runs."""
         return Cell.of(plan.runs_per_arm if arm.is_able else None, str)
 
     def problem(arm: PlannedArm) -> str:
+        """Return why an arm cannot be run, in words."""
         return f"{arm.method} reaches {arm.limit:g}×" if arm.is_refused else arm.problem or ""
 
     columns: list[Column[PlannedArm]] = [
@@ -65,5 +67,6 @@ def print_tables(tables: StudyTables) -> None:
 
 
 def _console() -> Console:
+    """Return a console; without a terminal it is wide enough for every table."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)

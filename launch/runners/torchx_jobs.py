@@ -50,7 +50,7 @@ class _Running:
 
 
 class TorchxRunner:
-    """Makes trials as torchx jobs, `jobs` at a time, on this machine by default.
+    """Make trials as torchx jobs, at most `jobs` at once, on this machine by default.
 
     ranks_per_node: of every job, all on one node if None. options: of the component, such as memMB or gpu. Raises
     ConfigError for a scheduler that torchx does not know and an option that components do not have.
@@ -87,9 +87,11 @@ class TorchxRunner:
         with _signal_handlers_kept(), get_runner() as runner:
 
             def start(index: int) -> None:
+                """Submit the job of a trial, or find the one that still runs."""
                 running[index] = self._start(runner, jobs[index], configs[index])
 
             def poll() -> dict[int, End]:
+                """Wait a moment and return the trials that have ended since, by index."""
                 time.sleep(_POLL_S.get(self.scheduler, _REMOTE_POLL_S))
                 states = {index: self._find_end(runner, job, configs[index]) for index, job in running.items()}
                 ended = {index: end for index, end in states.items() if end is not None}

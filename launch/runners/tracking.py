@@ -26,6 +26,7 @@ def track_start(run_dir: RunDir, config: Mapping[str, Any]) -> None:
     """Record the config under its dotted keys, and the run directory. config: nested tables, as in config.toml."""
 
     def record(run: "AppRun") -> None:
+        """Write the config and the run directory into the tracker's entry."""
         run.add_metadata(**flatten(config))
         run.add_artifact("run_dir", str(run_dir.path.resolve()))
 
@@ -40,6 +41,7 @@ def track_end(run_dir: RunDir) -> None:
     """
 
     def record(run: "AppRun") -> None:
+        """Write figures and files into the tracker's entry."""
         run.add_metadata(**figures(run_dir.read_summary()))
         for name, path in _artifacts(run_dir):
             run.add_artifact(name, path)
@@ -73,6 +75,7 @@ def _artifacts(run_dir: RunDir) -> Iterator[tuple[str, str]]:
 
 
 def _record(what: str, record: Callable[["AppRun"], None]) -> None:
+    """Record in the tracker's entry of this job, where torchx started it with a tracker."""
     if not os.environ.get("TORCHX_TRACKERS") or not os.environ.get("TORCHX_JOB_ID"):
         return
     try:

@@ -15,7 +15,7 @@ DEFAULT_IMAGE = "pss-bench"
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What a job asks of its scheduler, under the names of the components' options (`launch.components`)."""
+    """Say what a job asks of its scheduler, under the names of the components' options (`launch.components`)."""
 
     image: str = ""
     h: str = ""
@@ -64,7 +64,7 @@ def build_train_job(
 
 
 def choose_image(image: str) -> str:
-    """Return the image asked for, else that of PSS_BENCH_IMAGE, else the default."""
+    """Return the given image, else that of PSS_BENCH_IMAGE, else the default."""
     return image or os.environ.get("PSS_BENCH_IMAGE", DEFAULT_IMAGE)
 
 

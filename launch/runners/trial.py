@@ -26,7 +26,7 @@ _IRRELEVANT = ("run.dir", "run.overwrite", "data.cache_dir", "checkpoint.", "log
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep or a study, named by its run directory.
+    """Describe one run of a sweep or a study, named by its run directory.
 
     config: path of a TOML file; overrides: section.key=value, laid over it in turn.
     """
@@ -37,7 +37,7 @@ class Trial:
 
     @property
     def arguments(self) -> list[str]:
-        """All overrides, the name of the run among them."""
+        """Return all overrides, the name of the run among them."""
         return [*self.overrides, f"run.name={json.dumps(self.name)}"]
 
     def load(self) -> RunConfig:
@@ -50,12 +50,12 @@ class Trial:
 
     @property
     def run_dir(self) -> RunDir:
-        """Where the run is made."""
+        """Return the directory where the run is made."""
         return run_dir_of(self.load())
 
 
 class End(NamedTuple):
-    """How a runner saw a trial end. failure: None where it finished; seconds: wall clock, loading included."""
+    """Say how a runner saw a trial end. failure: None where it finished; seconds: wall clock, loading included."""
 
     failure: str | None
     seconds: float
@@ -63,7 +63,7 @@ class End(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial and what became of it.
+    """Say what became of a trial.
 
     failure: None where run_dir holds a finished run; seconds: None where it held one before.
     """
@@ -75,7 +75,7 @@ class Outcome:
 
 
 class Runner(Protocol):
-    """Makes trials, several at a time."""
+    """Make trials, several at once: what every runner can do."""
 
     def run(self, trials: Sequence[Trial], title: str = "runs") -> list[End]:
         """Make every trial, whatever becomes of the others, and return how each ended, in order."""

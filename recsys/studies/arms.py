@@ -20,7 +20,7 @@ from recsys.studies.records import StudyResults, read_difference
 
 @dataclass(frozen=True, eq=False)
 class StudyArm:
-    """One setting, model, method and compression.
+    """Hold the runs of one setting, model, method and compression, and compute their figures.
 
     runs: finished ones at the chosen rate; trials: those it was chosen by. num_seeds: of the study. is_able: whether
     anything was run; failures: of runs that failed, or why nothing was run. limit: the highest compression that the
@@ -47,77 +47,77 @@ class StudyArm:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the method does not reach the compression."""
+        """Return whether the method does not reach the compression."""
         return self.limit is not None and self.compression > self.limit
 
     @cached_property
     def auc(self) -> Measured | None:
-        """Test AUC at the best evaluations."""
+        """Return the test AUC at the best evaluations."""
         return self.runs.at_best("test_auc")
 
     @cached_property
     def log_loss(self) -> Measured | None:
-        """Test log loss at the best evaluations."""
+        """Return the test log loss, in nats, at the best evaluations."""
         return self.runs.at_best("test_log_loss")
 
     @cached_property
     def best_epoch(self) -> float | None:
-        """Epochs until the best evaluation, mean over runs."""
+        """Return the epochs until the best evaluation, mean over runs."""
         best = self.runs.at_best("epoch")
         return best and best.mean
 
     @cached_property
     def time_to_target(self) -> TimeToTarget | None:
-        """Where in training the target is reached."""
+        """Return where in training the target is reached."""
         return self.runs.time_to_target(self.target) if len(self.runs) else None
 
     @cached_property
     def equal_time_auc(self) -> Measured | None:
-        """Test AUC of the best evaluation within the common training time."""
+        """Return the test AUC of the best evaluation within the common training time."""
         if self.budget_s is None or not len(self.runs):
             return None
         return self.runs.at_equal_time("test_auc", self.budget_s)
 
     @property
     def epochs(self) -> float | None:
-        """The most that a run was trained."""
+        """Return the epochs of the run that was trained longest."""
         return max((curve[-1].epoch for curve in self.runs.curves("test_auc") if curve), default=None)
 
     @property
     def is_stopped_early(self) -> bool:
-        """Whether a run ended before the epochs it was given."""
+        """Return whether a run ended before the epochs it was given."""
         return "patience" in self.runs.values("stop_reason")
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate of the embeddings that was chosen."""
+        """Return the chosen learning rate of the embeddings."""
         return next(iter(self.runs.values("learning_rate")), None)
 
     @property
     def is_at_edge(self) -> bool:
-        """Whether the learning rate is the lowest or highest tried: a better one may lie beyond."""
+        """Return whether the learning rate is the lowest or highest tried: a better one may lie beyond."""
         tried = set(self.trials.values("learning_rate"))
         return len(tried) > 1 and self.learning_rate in (min(tried), max(tried))
 
     @property
     def is_interleaved(self) -> bool:
-        """Whether its step was measured interleaved with those of all arms and nothing beside them."""
+        """Return whether its step was measured interleaved with those of all arms and nothing beside them."""
         return self.runs.mean("interleaved_step_ms") is not None
 
     @property
     def step_ms(self) -> float | None:
-        """Time of a step: measured interleaved where it was, else the mean of the runs' medians."""
+        """Return the time of a step: measured interleaved where it was, else the mean of the runs' medians."""
         return self.runs.step_ms
 
     @property
     def epochs_to_target(self) -> float | None:
-        """Epochs until the target is observed; None where a run did not reach it."""
+        """Return the epochs until the target is observed; None where a run did not reach it."""
         reached = self.time_to_target
         return reached.observed.epochs if reached and reached.observed else None
 
     @property
     def seconds_to_target(self) -> float | None:
-        """Steps to the target times step_ms: without loading and evaluation, all arms at their undisturbed speed."""
+        """Return steps to the target times step_ms: no loading, no evaluation, all arms at their undisturbed speed."""
         reached = self.time_to_target
         if reached is None or reached.observed is None or self.step_ms is None:
             return None
@@ -125,12 +125,12 @@ class StudyArm:
 
     @property
     def relative_time(self) -> float | None:
-        """A × B over the baseline's."""
+        """Return A × B over the baseline's."""
         return ratio(self.seconds_to_target, self.baseline and self.baseline.seconds_to_target)
 
     @property
     def held_gib(self) -> float | None:
-        """Embedding parameters and their optimizer state, of all ranks."""
+        """Return the GiB of embedding parameters and their optimizer state, of all ranks."""
         if not len(self.runs):
             return None
         parts = ("bytes_per_rank.embedding", "bytes_per_rank.embedding_optimizer")
@@ -138,29 +138,29 @@ class StudyArm:
 
     @property
     def threads(self) -> int:
-        """CPU threads of all ranks of a run."""
+        """Return the CPU threads of all ranks of a run."""
         return self.runs.fact("world_size") * self.runs.fact("threads_per_rank")
 
     @property
     def actual_compression(self) -> float | None:
-        """Full parameters over those stored."""
+        """Return full parameters over those stored."""
         return self.runs.fact("compression.actual") if len(self.runs) else None
 
     @property
     def stored_bytes(self) -> int | None:
-        """Bytes of all that must be kept to look up: what the actual compression is over."""
+        """Return the bytes of all that must be kept to look up: what the actual compression is over."""
         if self.actual_compression is None:
             return None
         return round(4 * self.runs.fact("parameters.embedding_full") / self.actual_compression)
 
     @property
     def optimizer_bytes(self) -> int | None:
-        """Bytes that the optimizer keeps for the embeddings, on the rank that holds most."""
+        """Return the bytes that the optimizer keeps for the embeddings, on the rank that holds most."""
         return self.runs.embedding_bytes[1] if len(self.runs) else None
 
     @property
     def tuning_seconds(self) -> float:
-        """Training and evaluation of the runs that the rate was chosen by."""
+        """Return the seconds of training and evaluation of the runs that the rate was chosen by."""
         times = zip(self.trials.values("train_time_s"), self.trials.values("evaluation_time_s"), strict=True)
         return sum((train or 0.0) + (evaluation or 0.0) for train, evaluation in times)
 
@@ -177,7 +177,7 @@ class StudyArm:
 
     @property
     def auc_by_seed(self) -> dict[int, float]:
-        """Test AUC of every seed at its best evaluation."""
+        """Return the test AUC of every seed at its best evaluation."""
         best = self.runs.evaluations.filter(pl.col("is_best"), pl.col("test_auc").is_not_null())
         seeds = dict(self.runs.runs.select("run", "seed").iter_rows())
         return {seeds[run]: auc for run, auc in best.select("run", "test_auc").iter_rows()}
@@ -201,6 +201,7 @@ def build_arms(results: StudyResults) -> list[StudyArm]:
 
 
 def _choose_target(results: StudyResults, baseline: StudyArm) -> Target | None:
+    """Return the given target, else the lowest of the baseline's best test AUCs, None where it has none."""
     if (given := results.facts.get("target")) is not None:
         return Target(given, "test", "given")
     lowest = baseline.runs.lowest_best("test_auc")
@@ -210,6 +211,7 @@ def _choose_target(results: StudyResults, baseline: StudyArm) -> Target | None:
 
 
 def _read_arm(results: StudyResults, index: int) -> StudyArm:
+    """Return an arm with its runs, before it knows its target and baseline."""
     known, frame = results.arms[index], results.frame.filter(pl.col("arm") == results.arms[index]["name"])
     failed = frame.runs.filter(pl.col("failure").is_not_null())
     finished = frame.filter(pl.col("failure").is_null())

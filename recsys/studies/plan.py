@@ -35,7 +35,7 @@ _STD_ROWS = 4096
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """Runs alike in all but learning rate and seed. overrides: of all of them, over `config`.
+    """Describe runs alike in all but learning rate and seed. overrides: of all of them, over `config`.
 
     parameters: of the embeddings as they will be built; needs_bytes: of one run in memory; problem: why it cannot be
     run, None where it can. limit: the highest compression that the method reaches on these tables, where more was
@@ -58,28 +58,28 @@ class PlannedArm:
 
     @property
     def key(self) -> tuple[str, str, float]:
-        """What the time of a step depends on."""
+        """Return what the time of a step depends on."""
         return self.architecture, self.method, self.compression
 
     @property
     def held_bytes(self) -> int:
-        """Memory of one run, without that of its processes."""
+        """Return the memory of one run, without that of its processes."""
         return 0 if self.needs_bytes is None else self.needs_bytes - PROCESS_BYTES * self.load().parallelism.world_size
 
     @property
     def name(self) -> str:
-        """The name of the arm, with which those of its runs begin."""
+        """Return the name of the arm, with which those of its runs begin."""
         parts = [self.setting, self.architecture, self.method, f"{self.compression:g}x".replace("+", "")]
         return "_".join(part for part in parts if part)
 
     @property
     def is_refused(self) -> bool:
-        """Whether the method does not reach the compression."""
+        """Return whether the method does not reach the compression."""
         return self.limit is not None and self.compression > self.limit
 
     @property
     def is_able(self) -> bool:
-        """Whether it can be run."""
+        """Return whether it can be run."""
         return self.problem is None and not self.is_refused
 
     def load(self) -> RunConfig:
@@ -114,6 +114,7 @@ def plan_arms(study: Study, source: Source, overrides: Sequence[str], scale: flo
     config = str(CONFIGS / source.config)
 
     def plan(setting: str, architecture: str, method: Method, compression: float) -> PlannedArm:
+        """Return the arm of one combination."""
         settings = {**source.overrides, **source.settings[setting], **method.overrides}
         laid = [*as_overrides(settings), f"model.architecture={architecture}", f"embedding.compression={compression!r}"]
         laid += _scale_keys(config, laid, source.scaled, scale)
@@ -130,6 +131,7 @@ def plan_arms(study: Study, source: Source, overrides: Sequence[str], scale: flo
 
 
 def _scale_keys(config: str, overrides: list[str], scaled: Mapping[str, float], scale: float) -> list[str]:
+    """Return the overrides that multiply the study's scaled keys, each up to its most."""
     if scale == 1:
         return []
     values = flatten(resolved(load_config(config, overrides, CHOICES), CHOICES))
@@ -141,6 +143,7 @@ def _scale_keys(config: str, overrides: list[str], scaled: Mapping[str, float], 
 
 
 def _estimate_seconds(arm: PlannedArm, source: Source) -> float | None:
+    """Return about the seconds of one run, None where the study knows no figure for the model."""
     config, per_row = arm.load(), source.microseconds_per_row.get(arm.architecture)
     rows = getattr(config.data.options, "train_rows", None)
     if per_row is None or rows is None:
@@ -191,6 +194,7 @@ def size_arms(
     counts = {setting: cache(lambda data=data: count_ids(data)) for setting, data in datasets.items()}
 
     def size(arm: PlannedArm) -> PlannedArm:
+        """Return the arm with what it holds."""
         return _size(arm, datasets[arm.setting], counts[arm.setting], memory, with_std=study.layout == "grid")
 
     sized = [size(arm) for arm in arms]
@@ -219,6 +223,7 @@ def _size(
     device = torch.device("cpu" if with_std else "meta")  # initial values are needed, or shapes alone
 
     def id_counts() -> tuple[np.ndarray, ...]:
+        """Return how often each id occurs, by table."""
         return counts() * (len(tables) // len(dataset.feature_names))  # first-order tables have the same ids
 
     try:

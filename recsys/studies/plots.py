@@ -65,6 +65,7 @@ def _draw_arm(study: Study, arm: StudyArm, over: str) -> list[Figure]:
     common = {"type": "scatter", "name": escape_plotly(name), "legendgroup": name}
 
     def trace(points: Sequence[Point], width: float, **more: object) -> Figure:
+        """Return one line of the arm."""
         x = [rounded(getattr(point, over)) for point in points]
         y = [rounded(point.value) for point in points]
         return common | {"x": x, "y": y, "line": {"color": style.colour, "dash": style.dash, "width": width}} | more

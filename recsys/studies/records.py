@@ -31,7 +31,7 @@ _INTERNAL = ("study", "arms")
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run of an arm as it ended. failure: None where run_dir holds a finished run."""
+    """Describe a run of an arm as it ended. failure: None where run_dir holds a finished run."""
 
     arm: PlannedArm
     learning_rate: float
@@ -44,7 +44,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Results of a study, read. arms: of each what was known before it ran; facts: about the whole."""
+    """Hold what a study measured. arms: of each what was known before it ran; facts: about the whole."""
 
     study: Study
     frame: Results

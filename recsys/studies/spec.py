@@ -23,7 +23,7 @@ Value = bool | int | float | str | list[int] | list[float] | list[list[int | flo
 
 
 class Method(Section):
-    """A way to store embeddings, at one or more compressions."""
+    """Describe a way to store embeddings, at one or more compressions."""
 
     name: str = Field(pattern=r"^[\w.\-]+$")
     title: str
@@ -43,7 +43,7 @@ class Method(Section):
 
 
 class Source(Section):
-    """The rows, and what of the runs goes with them."""
+    """Describe the rows, and what of the runs goes with them."""
 
     config: str
     """A file of configs/, which all runs share."""
@@ -62,7 +62,7 @@ class Source(Section):
 
 
 class PaperRow(Section):
-    """The paper's figures of one model, each by compression; compression 1 = full tables."""
+    """Hold the paper's figures of one model, each by compression; compression 1 = full tables."""
 
     method: str = ""
     """The method that they are of."""
@@ -75,7 +75,7 @@ class PaperRow(Section):
 
 
 class Study(Section):
-    """Methods × compressions × models × settings × seeds, and how their results are laid out."""
+    """Describe methods × compressions × models × settings × seeds, and how their results are laid out."""
 
     title: str
     reference: str
@@ -118,7 +118,7 @@ class Study(Section):
 
     @property
     def baseline(self) -> Method:
-        """The method that the others are set against."""
+        """Return the method that the others are set against."""
         return self.methods[0]
 
     def find_method(self, name: str) -> Method:

@@ -38,7 +38,7 @@ CellOf = Callable[[StudyArm], Cell]
 
 @dataclass(frozen=True)
 class StudyTables:
-    """The tables of a study, and what is said about them.
+    """Hold the tables of a study, and what is said about them.
 
     shown: as the study's layout has them. every: one row an arm. notes: how to read them; caveats: what is doubtful;
     both in sentences. failures: of runs, and of arms that could not be run.
@@ -54,7 +54,7 @@ class StudyTables:
 
     @property
     def tables(self) -> list[Table]:
-        """All tables."""
+        """Return all tables, the one of every figure last."""
         return [*self.shown, self.every]
 
     def to_markdown(self) -> str:
@@ -124,6 +124,7 @@ class StudyTables:
 
 
 def _trials_to_json(arm: StudyArm) -> list[dict[str, Any]]:
+    """Return the runs that the learning rate was chosen by, each with the log loss that it was chosen on."""
     if not len(arm.trials):
         return []
     best = arm.trials.evaluations.filter(pl.col("is_best"))
@@ -160,7 +161,7 @@ def _panels(results: StudyResults, arms: Sequence[StudyArm]) -> list[tuple[str, 
 
 
 def _trade_tables(results: StudyResults, arms: Sequence[StudyArm]) -> list[Table]:
-    """Table 4: a row a figure, a column a compression."""
+    """Return Table 4: a row a figure, a column a compression."""
     tables = []
     for title, own in _panels(results, arms):
         for architecture in results.study.architectures:
@@ -174,6 +175,7 @@ def _trade_tables(results: StudyResults, arms: Sequence[StudyArm]) -> list[Table
 
 def _trade_rows(results: StudyResults, base: StudyArm, paper: PaperRow) -> list[tuple[str, CellOf]]:
     def beside_paper(figures: Mapping[str, float], text: Callable[[float], str], value: str) -> CellOf:
+        """Return the cells of a figure of arms, the paper's in small print."""
         return lambda arm: _number(getattr(arm, value), text, _paper_value(figures, arm))
 
     return [
@@ -193,7 +195,7 @@ def _trade_rows(results: StudyResults, base: StudyArm, paper: PaperRow) -> list[
 
 
 def _models_tables(results: StudyResults, arms: Sequence[StudyArm]) -> list[Table]:
-    """Table 3: a row a model; the AUC at each compression, the target, the epochs to it at each compression."""
+    """Return Table 3: a row a model; AUC at each compression, target, epochs to it at each compression."""
     tables = []
     for title, own in _panels(results, arms):
         compressions = list(dict.fromkeys(arm.compression for arm in own))
@@ -211,7 +213,7 @@ def _models_tables(results: StudyResults, arms: Sequence[StudyArm]) -> list[Tabl
 
 
 def _methods_tables(results: StudyResults, arms: Sequence[StudyArm]) -> list[Table]:
-    """Table 1: a row a method at the compression claimed for it."""
+    """Return Table 1: a row a method at the compression claimed for it."""
     find = results.study.find_method
     columns: list[Column[StudyArm]] = [
         Column("method", cell=lambda arm: find(arm.method).title),
@@ -228,7 +230,7 @@ def _methods_tables(results: StudyResults, arms: Sequence[StudyArm]) -> list[Tab
 
 
 def _grid_tables(results: StudyResults, arms: Sequence[StudyArm]) -> list[Table]:
-    """A row a method and compression: what it stores, what it costs, and how good it is."""
+    """Return a row a method and compression: what it stores, what it costs, and how good it is."""
     return _tables_by_model(results, arms, GRID_COLUMNS, "Methods", section=lambda arm: arm.method)
 
 
