@@ -48,10 +48,9 @@ def main(
     batch: int | None,
     compressions: tuple[float, ...] | None,
     family: str,
-    repeats: int,
-    steps: int,
     output: Path | None,
     as_json: bool,
+    **rounds: int,
 ) -> None:
     """Measure one part of Figure 2, write its page and figures, and print it."""
     import torch
@@ -67,7 +66,7 @@ def main(
     with cli.mistakes():
         jobs = plan_jobs(part, family, batch or BATCH[part], compressions or COMPRESSIONS[part], overrides)
     with cli.failures(MeasuringFailed):
-        lines = measure_lines(part, jobs, repeats, steps)
+        lines = measure_lines(part, jobs, **rounds)
     output = output or Path("runs") / f"fig2{part}"
     environment = describe_environment(torch.device("cpu"), lines[0].ranks)
     page, text = build_page(part, lines, environment), json.dumps(to_json(part, lines, environment), indent=2)
