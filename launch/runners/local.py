@@ -64,7 +64,7 @@ class LocalRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.processes.close()
+        self.processes.close()  # jobs of torchx need no end here: `run` returns when all have ended, or cancels them
 
     def run(self, trials: Sequence[Trial], title: str = "runs") -> list[End]:
         """Make every trial, whatever becomes of the others, and return how each ended, in order."""

@@ -102,6 +102,7 @@ def make_plan(request: StudyRequest, runner: RunnerOptions) -> StudyPlan:
     suffix = _name_place(study, source_name, request.scale)
     output = request.output or Path(f"runs/experiments/{name}{suffix}")
     runs = (output.parent / f"{study.runs}{suffix}" if study.runs else output) / "runs"
+    # A finished run of another config under a name of this study is out of date: it is made again, without asking.
     common = [f"run.dir={json.dumps(str(runs))}", "run.overwrite=true", *files, *overrides]
     arms = plan_arms(study, source, common, request.scale)
     datasets = open_datasets(arms)

@@ -24,7 +24,7 @@ class StudyArm:
 
     runs: finished ones at the chosen rate; trials: those it was chosen by. num_seeds: of the study. is_able: whether
     anything was run; failures: of runs that failed, or why nothing was run. limit: the highest compression that the
-    method reaches, where more was asked of it. budget_s: of the comparison at equal time.
+    method reaches, where the target is higher. budget_s: of the comparison at equal time.
     """
 
     setting: str
@@ -217,6 +217,7 @@ def _read_arm(results: StudyResults, index: int) -> StudyArm:
     finished = frame.filter(pl.col("failure").is_null())
     runs, trials = finished.filter(pl.col("is_result")), finished.filter(pl.col("is_trial"))
     failures = [f"{run}: {failure}" for run, failure in failed.select("run", "failure").iter_rows()]
+    # Nothing was run beyond the reach of a method: that is a figure of the method, no failure.
     if not len(frame.runs) and not (known["limit"] is not None and known["compression"] > known["limit"]):
         failures = [known["problem"] or "nothing was run"]
     trained = next(iter(Arm("", finished.runs, finished.evaluations).values("parameters.embedding")), None)

@@ -38,9 +38,9 @@ class PlannedArm:
     """Describe runs alike in all but learning rate and seed. overrides: of all of them, over `config`.
 
     parameters: of the embeddings as they will be built; needs_bytes: of one run in memory; problem: why it cannot be
-    run, None where it can. limit: the highest compression that the method reaches on these tables, where more was
-    asked of it. initial_std: of the tables it starts with, over that of full tables. seconds: estimate for one run,
-    None where the study knows no figure.
+    run, None where it can. limit: the highest compression that the method reaches on these tables, where the target is
+    higher. initial_std: of the tables it starts with, over that of full tables. seconds: estimate for one run, None
+    where the study knows no figure.
     """
 
     setting: str
@@ -150,6 +150,7 @@ def _estimate_seconds(arm: PlannedArm, source: Source) -> float | None:
         return None
     held_out = sum(getattr(config.data.options, f"{split}_rows", 0) for split in ("validation", "test"))
     evaluations = config.training.epochs / config.evaluation.every_epochs
+    # A row costs 0.4 of its training where it is evaluated: forward alone.
     cores = config.parallelism.world_size * config.parallelism.threads_per_rank
     return 1e-6 * per_row * (rows * config.training.epochs + 0.4 * held_out * evaluations) / cores
 
