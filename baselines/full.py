@@ -12,25 +12,23 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from configs.request import CompressionRefused, EmbeddingRequest
-from configs.schema import Section
-
-placement = "replicate"
+from pss.method import CompressionRefused, EmbeddingMethod, EmbeddingRequest, MethodOptions
 
 INITIAL_BLOCK_ROWS = 65_536
 
 
-class Options(Section):
+class Options(MethodOptions):
     """Full tables have no options."""
 
 
 def check_uncompressed(method: str, request: EmbeddingRequest) -> None:
+    """Raise CompressionRefused for any compression but 1."""
     if request.compression != 1.0:
         raise CompressionRefused(f"{method}, whose tables are stored whole,", request.compression, 1.0)
 
 
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> EmbeddingBagCollection:
-    """Tables of (num_embeddings, embedding_dim) float32. Raises ValueError for a compression other than 1."""
+    """Return tables of (num_embeddings, embedding_dim) float32. Raises CompressionRefused for a compression but 1."""
     check_uncompressed("full", request)
     module = EmbeddingBagCollection(tables, is_weighted=request.is_weighted, device=request.device)
     with torch.no_grad():
@@ -42,7 +40,7 @@ def build(tables: list[EmbeddingBagConfig], options: Options, request: Embedding
 
 
 def cell(module: EmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row, col]."""
+    """Return E_t[row, col]."""
     weight = module.embedding_bags[module.embedding_bag_configs()[table].name].weight
     assert isinstance(weight, torch.Tensor)
     return weight[row, col].item()
@@ -52,7 +50,7 @@ def fill_initial_rows(
     weight: torch.Tensor, *, table: int, seed: int, init_scale: float, row_offset: int = 0, col_offset: int = 0,
     embedding_dim: int | None = None,
 ) -> None:  # fmt: skip
-    """Fills `weight` (rows, cols), the part of a table at (row_offset, col_offset), uniform in ± init_scale.
+    """Fill `weight` (rows, cols), the part of a table at (row_offset, col_offset), uniform in ± init_scale.
 
     Whole blocks of INITIAL_BLOCK_ROWS rows are drawn from generators seeded by (seed, table, block), so the memory
     needed is one block and the values do not depend on the sharding. embedding_dim: columns of the whole table.
@@ -68,3 +66,8 @@ def fill_initial_rows(
         drawn = torch.rand((stop - first, dim), generator=generator).mul_(2 * init_scale).sub_(init_scale)
         part = drawn[start - first :, col_offset : col_offset + cols]
         weight[start - row_offset : stop - row_offset].copy_(part)
+
+
+METHOD = EmbeddingMethod(
+    Options=Options, build=build, cell=cell, max_compression=1.0, stores_every_row=True, has_weighted_mean=False
+)

@@ -37,17 +37,14 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines.full import fill_initial_rows
-from configs.request import CompressionRefused, EmbeddingRequest
-from configs.schema import Section
 from pss.collection import ComputedEmbeddingBagCollection
-
-placement: Literal["replicate", "shard"] = "replicate"
+from pss.method import CompressionRefused, EmbeddingMethod, EmbeddingRequest, MethodOptions
 
 _NO_ID = (1 << 63) - 1
 
 
-class Options(Section):
-    """Keys of [embedding.mixed_dimension]."""
+class Options(MethodOptions):
+    """Options of mixed dimension embeddings."""
 
     alpha: float = Field(0.3, ge=0.0, le=1.0)
     """α, the temperature of the power rule: 0 = one dimension for all blocks, 1 = about as many parameters for each."""
@@ -60,6 +57,7 @@ class Options(Section):
 
     @property
     def needs_id_counts(self) -> bool:
+        """Only blocks of ids of like popularity do."""
         return self.blocks == "popularity"
 
 
@@ -88,7 +86,7 @@ class Block(NamedTuple):
         return short if count_parameters([short]) < count_parameters([full]) else full
 
 
-class MixedGroup(NamedTuple):
+class MixedPlan(NamedTuple):
     """What the lookup of one group of features needs, see `mixed_rows`. Blocks are those of all tables of the group's
     embedding_dim, which lie together in the parameters."""
 
@@ -107,63 +105,41 @@ class MixedDimensionEmbeddingBagCollection(ComputedEmbeddingBagCollection):
     `projections`, all P_b (None where there is none). Gradients are dense.
 
     An id outside its table reads another row or fails. On CUDA a lookup waits once for the device: blocks are
-    multiplied one by one, so their numbers of ids must be known.
-
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; tables may differ in embedding_dim.
-        device: of the parameters; None is torch's default device.
-        compression: asked parameters of the full tables / parameters, at least 1; what is built is no larger.
-        alpha, blocks, popularity_blocks, round_to_power_of_two: see `Options`.
-        id_counts: for each table how often each id occurs, (num_embeddings,); None: see the module's docstring.
-        seed, init_scale: of the start.
-
-    Raises ValueError naming the argument for values out of range, CompressionRefused where one column is too much.
+    multiplied one by one, so their numbers of ids must be known. What is built is no larger than asked for; besides
+    what the base class raises, CompressionRefused where one column is too much. Without id_counts see the module's
+    docstring.
     """
 
-    _plan: list[MixedGroup]
+    OPTIONS = Options
+    DEFAULT_COMPRESSION = 1.0
+    options: Options
+    _plan: list[MixedPlan]
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1.0,
-        alpha: float = 0.3,
-        blocks: str = "tables",
-        popularity_blocks: int = 4,
-        round_to_power_of_two: bool = False,
-        id_counts: Sequence[np.ndarray] | None = None,
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], not {alpha}")
-        if blocks not in ("tables", "popularity"):
-            raise ValueError(f"blocks {blocks!r} is unknown: known are ['tables', 'popularity']")
-        divided = divide_rows(tables, popularity_blocks if blocks == "popularity" else 1, id_counts)
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        options = self.options
+        blocks_per_table = options.popularity_blocks if options.blocks == "popularity" else 1
+        divided = divide_rows(self.embedding_bag_configs(), blocks_per_table, id_counts)
         budget = self.parameter_budget(compression)
-        self.blocks = solve_dims(divided, alpha, budget, round_to_power_of_two)
+        self.blocks = solve_dims(divided, options.alpha, budget, options.round_to_power_of_two)
         if (smallest := count_parameters(self.blocks)) > budget:
             raise CompressionRefused("mixed_dimension", compression, self._full_parameters / smallest)
-        self.seed, self.init_scale = seed, init_scale
         self._row_offsets = [0, *accumulate(block.rows_size for block in self.blocks)]
         self._projection_offsets = [0, *accumulate(block.projection_size for block in self.blocks)]
-        self._plan = [self._group_plan(group) for group in range(len(self._groups))]
+        self._plan = [self._plan_group(group) for group in range(len(self._groups))]
+
+    def _allocate(self, device: torch.device | None) -> None:
         self.rows = nn.Parameter(torch.empty(self._row_offsets[-1], device=device))
         size = self._projection_offsets[-1]
         self.projections = nn.Parameter(torch.empty(size, device=device)) if size else None
-        self.reset_parameters()
 
-    def _group_plan(self, group: int) -> MixedGroup:
+    def _plan_group(self, group: int) -> MixedPlan:
         """Blocks are sorted by embedding_dim, table and first id."""
         dim, tables = self._groups[group].embedding_dim, self._groups[group].tables
         low = next(i for i, block in enumerate(self.blocks) if block.embedding_dim == dim)
         blocks = [block for block in self.blocks if block.embedding_dim == dim]
         starts = [[block.start for block in blocks if block.table == table] for table in tables]
         width = max(map(len, starts))
-        return MixedGroup(
+        return MixedPlan(
             embedding_dim=dim,
             first_block=[next(i for i, block in enumerate(blocks) if block.table == table) for table in tables],
             cuts=[(starts_of_one + [_NO_ID] * width)[1:width] for starts_of_one in starts],
@@ -194,7 +170,7 @@ class MixedDimensionEmbeddingBagCollection(ComputedEmbeddingBagCollection):
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return mixed_rows(self.rows, self.projections, ids, feature, self._plan[group])
 
-    def _options(self) -> dict[str, int | str | bool]:
+    def _identity(self) -> dict[str, int | str | bool]:
         names = [table.name for table in self.embedding_bag_configs()]
         return {"blocks": ", ".join(f"{names[b.table]}[{b.start}:{b.stop}] x {b.dim}" for b in self.blocks)}
 
@@ -263,7 +239,7 @@ def solve_dims(blocks: Sequence[Block], alpha: float, budget: int, round_to_powe
 
 
 @torch.fx.wrap
-def mixed_rows(rows: Tensor, projections: Tensor | None, ids: Tensor, feature: Tensor, plan: MixedGroup) -> Tensor:
+def mixed_rows(rows: Tensor, projections: Tensor | None, ids: Tensor, feature: Tensor, plan: MixedPlan) -> Tensor:
     """E_t[id] of the module's docstring, (..., embedding_dim) of rows' dtype.
 
     rows (Σ n_b·d_b,), projections (Σ d_b·d,) floating; ids (...) int64; feature int64, broadcastable to ids: position
@@ -294,13 +270,9 @@ def mixed_rows(rows: Tensor, projections: Tensor | None, ids: Tensor, feature: T
 def build(
     tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest
 ) -> MixedDimensionEmbeddingBagCollection:
-    """Raises CompressionRefused where one column of every row is more than the budget."""
-    return MixedDimensionEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-        id_counts=request.id_counts,
-    )
+    """Return the module that is asked for. Raises CompressionRefused where one column of every row is more than the
+    budget."""
+    return MixedDimensionEmbeddingBagCollection.build("mixed_dimension", tables, options, request)
 
 
 def cell(module: MixedDimensionEmbeddingBagCollection, table: int, row: int, col: int) -> float:
@@ -323,3 +295,6 @@ def cell(module: MixedDimensionEmbeddingBagCollection, table: int, row: int, col
         module.projections[projection + col :: config.embedding_dim],
     )
     return math.fsum(value * weight for value, weight in zip(values.tolist(), weights.tolist(), strict=False))
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell, stores_every_row=True)

@@ -19,9 +19,11 @@ Full tables, the optimizer's state for all of them and a byte for each unit are 
 after it only.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -29,15 +31,11 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines.trained_tables import TrainedTablesEmbeddingBagCollection
-from baselines.trained_tables import fit as fit  # what is small is left out when the tables are read
-from configs.request import CompressionRefused, EmbeddingRequest
-from configs.schema import Section
-
-placement: Literal["replicate", "shard"] = "replicate"
+from pss.method import CompressionRefused, EmbeddingMethod, EmbeddingRequest, MethodOptions
 
 
-class Options(Section):
-    """Keys of [embedding.pruned]."""
+class Options(MethodOptions):
+    """Options of pruning."""
 
     unit: Literal["values", "rows"] = "values"
     """values = prune single numbers, rows = prune whole rows; rows need less of an index."""
@@ -59,53 +57,33 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection`; see the module's docstring. `end_step` prunes.
 
     What is pruned so far is in persistent buffers `pruned_<dim>` (Σ num_embeddings, dim), for rows (Σ num_embeddings,),
-    bool. Ranks prune alike since their tables are equal.
-
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; tables may differ in embedding_dim unless rows are pruned.
-        device: of the parameters; None is torch's default device.
-        compression: asked bytes of the full tables / `stored_bytes`, at least 1; at 1 nothing is pruned.
-        unit, start, end, every_steps: see `Options`.
-        seed, init_scale: of the start, which is that of the full tables.
-
-    Raises ValueError naming the argument for values out of range, CompressionRefused where not even one unit is left.
+    bool. Ranks prune alike since their tables are equal. At compression 1 nothing is pruned. Besides what the base
+    class raises: ValueError for tables of several embedding_dims if rows are pruned, CompressionRefused where not even
+    one unit is left.
     """
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 2.0,
-        unit: str = "values",
-        start: float = 0.1,
-        end: float = 0.5,
-        every_steps: int = 100,
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted)
-        if unit not in ("values", "rows"):
-            raise ValueError(f"unit {unit!r} is unknown: known are ['values', 'rows']")
-        if not 0 <= start <= end <= 1 or every_steps < 1:
-            raise ValueError(f"0 <= start <= end <= 1 <= every_steps is not so: {start}, {end}, {every_steps}")
-        dims = {table.name: table.embedding_dim for table in tables}
-        if unit == "rows" and len(set(dims.values())) > 1:
-            raise ValueError(f"unit = 'rows' needs tables of one embedding_dim, not {dims}")
+    OPTIONS = Options
+    DEFAULT_COMPRESSION = 2.0
+    options: Options
+
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        super()._lay_out(compression, id_counts)
         self.parameter_budget(compression)  # checks it
-        self.unit, self.start, self.end, self.every_steps = unit, start, end, every_steps
-        self.unit_size = max(dims.values(), default=1) if unit == "rows" else 1
+        by_rows, dims = self.options.unit == "rows", {t.name: t.embedding_dim for t in self.embedding_bag_configs()}
+        if by_rows and len(set(dims.values())) > 1:
+            raise ValueError(f"unit = 'rows' needs tables of one embedding_dim, not {dims}")
+        self.unit_size = max(dims.values(), default=1) if by_rows else 1
         self.units = self._full_parameters // self.unit_size
         self.kept_units = most_units(self.units, self.unit_size, int(4 * self._full_parameters / Fraction(compression)))
         if self.kept_units < min(1, self.units):
             reached = 4 * self._full_parameters / kept_bytes(self.units, 1, self.unit_size)
-            raise CompressionRefused(f"pruned by {unit}", compression, reached)
-        self._allocate(device, seed, init_scale)
+            raise CompressionRefused(f"pruned by {self.options.unit}", compression, reached)
+
+    def _allocate(self, device: torch.device | None) -> None:
+        super()._allocate(device)
         for dim in self.dims:
-            shape = self.weight(dim).shape[: 1 if unit == "rows" else 2]
+            shape = self.weight(dim).shape[: 1 if self.options.unit == "rows" else 2]
             self.register_buffer(f"pruned_{dim}", torch.zeros(shape, dtype=torch.bool, device=device))
-        self.reset_parameters()
 
     def stored_bytes(self) -> int:
         """Bytes of the values kept at the end, and of what says which they are."""
@@ -128,13 +106,13 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         return int((self.units - self.kept_units) * (1 - remaining**3))
 
     def _span(self, total_steps: int) -> tuple[int, int]:
-        return round(self.start * total_steps), max(1, round(self.end * total_steps))
+        return round(self.options.start * total_steps), max(1, round(self.options.end * total_steps))
 
     @torch.no_grad()
     def end_step(self, step: int, total_steps: int) -> None:
         """Prunes where the schedule says so; step counts from 1."""
         first, last = self._span(total_steps)
-        if step == last or (first <= step < last and (step - first) % self.every_steps == 0):
+        if step == last or (first <= step < last and (step - first) % self.options.every_steps == 0):
             for dim, smallest in self._smallest(self.target(step, total_steps)).items():
                 self.pruned(dim).logical_or_(smallest)
                 self.weight(dim).masked_fill_(self._by_value(self.pruned(dim)), 0.0)
@@ -146,7 +124,7 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         sizes = {}
         for dim in self.dims:
             weight = self.weight(dim).detach()
-            size = weight.abs() if self.unit == "values" else torch.linalg.vector_norm(weight, dim=1)
+            size = weight.abs() if self.options.unit == "values" else torch.linalg.vector_norm(weight, dim=1)
             sizes[dim] = size.masked_fill_(self.pruned(dim), 0.0)
         threshold = torch.cat([size.reshape(-1) for size in sizes.values()]).kthvalue(count).values
         return {dim: size <= threshold for dim, size in sizes.items()}
@@ -156,15 +134,15 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
 
     def _by_value(self, units: Tensor) -> Tensor:
         """A mask of units as one that is broadcast to values."""
-        return units if self.unit == "values" else units.unsqueeze(-1)
+        return units if self.options.unit == "values" else units.unsqueeze(-1)
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         dim, stacked = self._groups[group].embedding_dim, self._stacked(group, ids, feature)
         pruned = self.pruned(dim) if self.training else self.smaller(dim)
         return F.embedding(stacked, self.weight(dim)).masked_fill(self._by_value(pruned[stacked]), 0.0)
 
-    def _options(self) -> dict[str, int | str | bool]:
-        return {"unit": self.unit, "kept_units": self.kept_units}
+    def _identity(self) -> dict[str, int | str | bool]:
+        return {"unit": self.options.unit, "kept_units": self.kept_units}
 
 
 def kept_bytes(units: int, kept: int, unit_size: int) -> int:
@@ -194,18 +172,18 @@ def _index_bytes(units: int) -> int:
 def build(
     tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest
 ) -> PrunedEmbeddingBagCollection:
-    """Raises CompressionRefused where not even one unit and its index are within the budget."""
-    return PrunedEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-    )
+    """Return the module that is asked for. Raises CompressionRefused where not even one unit and its index are within
+    the budget."""
+    return PrunedEmbeddingBagCollection.build("pruned", tables, options, request)
 
 
 def cell(module: PrunedEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """The value trained, or zero if the module's mode has pruned it. Raises IndexError outside the table."""
+    """Return the value trained, or zero if the module's mode has pruned it. Raises IndexError outside the table."""
     config = module.check_cell(table, row, col)
     dim, row = config.embedding_dim, module.first_rows[table] + row
     pruned = (module.pruned(dim) if module.training else module.smaller(dim))[row]
-    is_pruned = pruned.item() if module.unit == "rows" else pruned[col].item()
+    is_pruned = pruned.item() if module.options.unit == "rows" else pruned[col].item()
     return 0.0 if is_pruned else module.weight(dim)[row, col].item()
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell, stores_every_row=True)

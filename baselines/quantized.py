@@ -23,30 +23,27 @@ gradient.
 """
 
 import struct
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
 import fbgemm_gpu  # noqa: F401  (registers the ops)
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines.trained_tables import TrainedTablesEmbeddingBagCollection
-from baselines.trained_tables import fit as fit  # rounding is all there is to it
-from configs.request import CompressionRefused, EmbeddingRequest
-from configs.schema import Section
+from pss.method import CompressionRefused, EmbeddingMethod, EmbeddingRequest, MethodOptions
 
-placement: Literal["replicate", "shard"] = "replicate"
-
-Bits = Literal[16, 8, 4, 2]
-_BITS: tuple[Bits, ...] = (16, 8, 4, 2)
+_BITS = (16, 8, 4, 2)
 
 
-class Options(Section):
-    """Keys of [embedding.quantized]."""
+class Options(MethodOptions):
+    """Options of quantisation."""
 
-    bits: Bits | Literal["auto"] = "auto"
+    bits: Literal[16, 8, 4, 2, "auto"] = "auto"
     """Bits of a value: 16 = fp16, 8, 4 and 2 = codes by row; auto = the most that reach the compression."""
     when: Literal["after", "during"] = "after"
     """after = train in fp32 and evaluate quantised rows, during = read quantised rows in training too
@@ -56,35 +53,18 @@ class Options(Section):
 class QuantizedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` with quantised rows; see the module's docstring.
 
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; tables may differ in embedding_dim.
-        device: of the parameters; None is torch's default device.
-        compression: asked bytes of the full tables / `stored_bytes`, at least 1.
-        bits: 16, 8, 4, 2, or "auto" for the most of them that reach the compression.
-        when: "after" or "during".
-        seed, init_scale: of the start.
-
-    Raises ValueError naming the argument for values out of range, CompressionRefused where the bits do not reach.
+    Besides what the base class raises: ValueError for bits that make rows larger than in fp32, CompressionRefused where
+    the bits do not reach the compression.
     """
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1.0,
-        bits: int | str = "auto",
-        when: str = "after",
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted)
-        if bits != "auto" and bits not in _BITS:
-            raise ValueError(f"bits must be one of {_BITS} or 'auto', not {bits!r}")
-        if when not in ("after", "during"):
-            raise ValueError(f"when {when!r} is unknown: known are ['after', 'during']")
+    OPTIONS = Options
+    DEFAULT_COMPRESSION = 1.0
+    options: Options
+
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        super()._lay_out(compression, id_counts)
         self.parameter_budget(compression)  # checks it
+        bits, tables = self.options.bits, self.embedding_bag_configs()
         sizes = {choice: self._packed_bytes(choice) for choice in _BITS if bits in (choice, "auto")}
         reached = Fraction(4 * self._full_parameters, min(sizes.values())) if tables else Fraction(compression)
         if reached < 1:
@@ -92,9 +72,7 @@ class QuantizedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         if reached < Fraction(compression):
             raise CompressionRefused(f"quantized with bits = {bits}", compression, float(reached))
         budget_bytes = 4 * self._full_parameters / Fraction(compression)
-        self.bits, self.when = next(choice for choice, size in sizes.items() if size <= budget_bytes), when
-        self._allocate(device, seed, init_scale)
-        self.reset_parameters()
+        self.bits = next(choice for choice, size in sizes.items() if size <= budget_bytes)
 
     def stored_bytes(self) -> int:
         """Bytes of the packed rows, scales and biases included."""
@@ -112,13 +90,13 @@ class QuantizedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         if not self.training:
             return dequantize(self.smaller(dim)[stacked], dim, self.bits)
         rows = F.embedding(stacked, self.weight(dim))
-        if self.when == "after":
+        if self.options.when == "after":
             return rows
         read = dequantize(quantize(rows.detach(), self.bits), dim, self.bits)
         return read + (rows - rows.detach())  # the values of `read`, to the bit, with the gradient of `rows`
 
-    def _options(self) -> dict[str, int | str | bool]:
-        return {"bits": self.bits, "when": self.when}
+    def _identity(self) -> dict[str, int | str | bool]:
+        return {"bits": self.bits, "when": self.options.when}
 
 
 def _filled_columns(dim: int, bits: int) -> int:
@@ -164,23 +142,20 @@ def dequantize(packed: Tensor, dim: int, bits: int) -> Tensor:
 def build(
     tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest
 ) -> QuantizedEmbeddingBagCollection:
-    """Raises CompressionRefused where rows of these bits are larger than the budget."""
-    return QuantizedEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-    )
+    """Return the module that is asked for. Raises CompressionRefused where rows of these bits are larger than the
+    budget."""
+    return QuantizedEmbeddingBagCollection.build("quantized", tables, options, request)
 
 
 def cell(module: QuantizedEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """What the module's mode reads: the trained value, or s · code + b of the packed row, decoded in plain Python.
+    """Return what the module's mode reads: the trained value, or s · code + b of the packed row.
 
-    Raises IndexError outside the table."""
+    Decoded in plain Python. Raises IndexError outside the table."""
     config = module.check_cell(table, row, col)
     row, weight = module.first_rows[table] + row, module.weight(config.embedding_dim).detach()
     if not module.training:
         packed = module.smaller(config.embedding_dim)[row]
-    elif module.when == "during":
+    elif module.options.when == "during":
         packed = quantize(weight[row : row + 1], module.bits)[0]
     else:
         return weight[row, col].item()
@@ -188,7 +163,7 @@ def cell(module: QuantizedEmbeddingBagCollection, table: int, row: int, col: int
 
 
 def decode(packed: bytes, col: int, bits: int) -> float:
-    """One value of a packed row: little-endian, the first code in the lowest bits of a byte, scale and bias last."""
+    """Return one value of a packed row, little-endian: the first code in a byte's lowest bits, scale and bias last."""
     if bits == 16:
         return struct.unpack_from("<e", packed, 2 * col)[0]
     if bits == 8:
@@ -196,3 +171,6 @@ def decode(packed: bytes, col: int, bits: int) -> float:
         return scale * packed[col] + bias
     scale, bias = struct.unpack("<2e", packed[-4:])
     return scale * (packed[col * bits // 8] >> col * bits % 8 & (1 << bits) - 1) + bias
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell, stores_every_row=True)

@@ -16,7 +16,7 @@ Departures from TorchRec's defaults, each needed for a fair comparison:
 import os
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -32,16 +32,23 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from baselines.full import Options, check_uncompressed, fill_initial_rows
-from configs.request import EmbeddingRequest
-from configs.schema import OptimizerSection, Sharding
+from pss.method import EmbeddingMethod, EmbeddingRequest
 
-__all__ = ["Options", "build", "cell", "describe_plan", "local_parts", "placement", "shard"]
-
-placement = "shard"
+__all__ = ["METHOD", "FusedRule", "Options", "build", "cell", "describe_plan", "local_parts", "shard"]
 
 _FUSED = {"sgd": EmbOptimType.EXACT_SGD, "adagrad": EmbOptimType.EXACT_ADAGRAD}
 _MIN_COLUMNS = 4
 """FBGEMM's kernels want a multiple of four columns in every shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedRule:
+    """The optimizer that the kernels run within the backward pass."""
+
+    name: Literal["sgd", "adagrad"]
+    learning_rate: float
+    eps: float
+    """Added to the root of Adagrad's accumulator."""
 
 
 @dataclass
@@ -65,14 +72,15 @@ class _Sharder(EmbeddingBagCollectionSharder):
 
 
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> EmbeddingBagCollection:
-    """Tables without storage: `shard` gives every rank its part. Raises ValueError for a compression other than 1."""
+    """Return tables without storage: `shard` gives every rank its part. Raises CompressionRefused for a
+    compression other than 1."""
     check_uncompressed("sharded", request)
     tables = [_WidenedColumn.of(table) if table.embedding_dim == 1 else table for table in tables]
     return EmbeddingBagCollection(tables, is_weighted=request.is_weighted, device=torch.device("meta"))
 
 
 def cell(module: ShardedEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row, col], on a rank that holds it. Raises KeyError on any other rank."""
+    """Return E_t[row, col], on a rank that holds it. Raises KeyError on any other rank."""
     name = list(module.embedding_bags)[table]
     for weight, row_offset, col_offset in local_parts(module.state_dict()[f"embedding_bags.{name}.weight"]):
         r, c = row - row_offset, col - col_offset
@@ -84,22 +92,22 @@ def cell(module: ShardedEmbeddingBagCollection, table: int, row: int, col: int) 
 def shard(
     model: nn.Module,
     *,
-    sharding: Sharding,
-    optimizer: OptimizerSection,
+    sharding: str,
+    optimizer: FusedRule,
     local_batch_size: int,
     init_scale: float,
     seed: int,
     device: torch.device,
 ) -> DistributedModelParallel:
-    """The model with its (meta) EmbeddingBagCollections sharded over all ranks of the default group.
+    """Return the model with its (meta) EmbeddingBagCollections sharded over all ranks of the default group.
 
     `sharding`: one kind for every table, or "planner" for TorchRec's choice. Collective: every rank must call it.
     Raises what the planner raises (no plan fits, an impossible sharding) on every rank.
     """
     fused = {
-        "optimizer": _FUSED[optimizer.embedding],
-        "learning_rate": optimizer.embedding_learning_rate,
-        "eps": optimizer.adagrad_eps,
+        "optimizer": _FUSED[optimizer.name],
+        "learning_rate": optimizer.learning_rate,
+        "eps": optimizer.eps,
     }
     sharder = _Sharder(fused, None if sharding == "planner" else [sharding])
     world_size = dist.get_world_size()
@@ -155,7 +163,7 @@ def _tables(model: nn.Module) -> list[EmbeddingBagConfig]:
 
 
 def local_parts(weight: torch.Tensor | ShardedTensor) -> list[tuple[torch.Tensor, int, int]]:
-    """(part, its first row, its first column) of what this rank holds of a table."""
+    """Return (part, its first row, its first column) of what this rank holds of a table."""
     if not isinstance(weight, ShardedTensor):
         return [(weight, 0, 0)]
     return [(s.tensor, s.metadata.shard_offsets[0], s.metadata.shard_offsets[1]) for s in weight.local_shards()]
@@ -179,7 +187,7 @@ def _initialize(module: ShardedEmbeddingBagCollection, widened: Set[str], *, see
 
 
 def describe_plan(sharded: DistributedModelParallel) -> list[dict[str, Any]]:
-    """One row per table: table, sharding, kernel, and the bytes of its weights on each rank that holds a part."""
+    """Return a row per table: table, sharding, kernel, and the bytes of its weights on each rank that holds a part."""
     state = sharded.state_dict()
     rows = []
     for path, module_plan in sharded.plan.plan.items():
@@ -202,3 +210,8 @@ def describe_plan(sharded: DistributedModelParallel) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+METHOD = EmbeddingMethod(
+    Options=Options, build=build, cell=cell, placement="shard", max_compression=1.0, stores_every_row=True
+)

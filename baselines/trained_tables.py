@@ -2,9 +2,10 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,29 +21,29 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
     it is made anew after every `train()`, `eval()`, loading or moving. An id outside its table reads another row.
     torch.fx traces it, TorchScript does not compile it.
 
-    A subclass calls `_allocate` and `reset_parameters` at the end of its constructor.
+    A subclass says in `_make_smaller` what the smaller form is.
     """
 
+    IS_SMALLER_AFTER_TRAINING = True
     _smaller: dict[int, Tensor] | None = None
 
-    def _allocate(self, device: torch.device | None, seed: int, init_scale: float) -> None:
-        """Raises ValueError for an init_scale below 0, and for tables that cannot be in this machine's memory."""
-        if not init_scale >= 0:
-            raise ValueError(f"init_scale must be at least 0, not {init_scale}")
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        self.first_rows: list[int] = []  # of each table in its stack
+        self._stacked_rows: dict[int, int] = {}  # by embedding_dim
+        for table in self.embedding_bag_configs():
+            self.first_rows.append(self._stacked_rows.get(table.embedding_dim, 0))
+            self._stacked_rows[table.embedding_dim] = self.first_rows[-1] + table.num_embeddings
+        self.dims = list(self._stacked_rows)
+
+    def _allocate(self, device: torch.device | None) -> None:
+        """Raises ValueError for tables that cannot be in this machine's memory."""
         needed, memory = 4 * self._full_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if torch.empty(0, device=device).device.type == "cpu" and needed > memory:
             raise ValueError(
                 f"the full tables that are trained before compression take {needed / 2**30:.0f} GiB, "
                 f"this machine has {memory / 2**30:.0f} GiB"
             )
-        self.seed, self.init_scale = seed, init_scale
-        self.first_rows: list[int] = []  # of each table in its stack
-        rows: dict[int, int] = {}
-        for table in self.embedding_bag_configs():
-            self.first_rows.append(rows.get(table.embedding_dim, 0))
-            rows[table.embedding_dim] = self.first_rows[-1] + table.num_embeddings
-        self.dims = list(rows)
-        for dim, count in rows.items():
+        for dim, count in self._stacked_rows.items():
             self.register_parameter(f"weight_{dim}", nn.Parameter(torch.empty(count, dim, device=device)))
 
     @torch.no_grad()
@@ -73,6 +74,30 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         """The rows of `weight` that ids read, of ids' shape."""
         return ids + pick([self.first_rows[table] for table in self._groups[group].tables], feature)
 
+    @torch.no_grad()
+    def fit(self, tables: Sequence[Tensor], id_counts: Callable[[], Sequence[np.ndarray]] | None = None) -> float:
+        """Copy the tables. The relative error returned is that of what eval mode reads of them, over all rows alike.
+
+        Raises ValueError where number or shapes of the tables differ."""
+        configs = self.embedding_bag_configs()
+        expected, shapes = [(c.num_embeddings, c.embedding_dim) for c in configs], [tuple(t.shape) for t in tables]
+        if shapes != expected:
+            raise ValueError(f"tables of shapes {shapes} are not {expected}")
+        for config, first, table in zip(configs, self.first_rows, tables, strict=True):
+            self.weight(config.embedding_dim).narrow(0, first, config.num_embeddings).copy_(table)
+        mode = self.training
+        self.eval()
+        lost = norm = 0.0
+        for index, (config, table) in enumerate(zip(configs, tables, strict=True)):
+            group = next(g for g, features in enumerate(self._groups) if index in features.tables)
+            feature = torch.tensor([self._groups[group].tables.index(index)], device=table.device)
+            for ids in torch.arange(config.num_embeddings, device=table.device).split(1 << 16):
+                rows = self._rows(group, ids, feature)
+                lost += float((rows - table[ids]).double().square().sum())
+                norm += float(table[ids].double().square().sum())
+        self.train(mode)
+        return (lost / norm) ** 0.5 if norm else 0.0
+
     def train(self, mode: bool = True) -> Any:
         self._smaller = None
         return super().train(mode)
@@ -90,28 +115,3 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 def pick(numbers: list[int], index: Tensor) -> Tensor:
     """numbers[index], of index' shape and device."""
     return torch.tensor(numbers, device=index.device)[index]
-
-
-@torch.no_grad()
-def fit(module: TrainedTablesEmbeddingBagCollection, tables: Sequence[Tensor]) -> float:
-    """Makes the module stand for these tables (num_embeddings, embedding_dim), trained elsewhere, by copying. Returns
-    the relative error of what eval mode reads of them, in the Frobenius norm over all tables. Raises ValueError where
-    number or shapes of the tables differ."""
-    configs = module.embedding_bag_configs()
-    expected = [(config.num_embeddings, config.embedding_dim) for config in configs]
-    if (found := [tuple(table.shape) for table in tables]) != expected:
-        raise ValueError(f"tables of shapes {found} are not {expected}")
-    for config, first, table in zip(configs, module.first_rows, tables, strict=True):
-        module.weight(config.embedding_dim).narrow(0, first, config.num_embeddings).copy_(table)
-    mode = module.training
-    module.eval()
-    lost = norm = 0.0
-    for index, (config, table) in enumerate(zip(configs, tables, strict=True)):
-        group = next(g for g, features in enumerate(module._groups) if index in features.tables)
-        feature = torch.tensor([module._groups[group].tables.index(index)], device=table.device)
-        for ids in torch.arange(config.num_embeddings, device=table.device).split(1 << 16):
-            rows = module._rows(group, ids, feature)
-            lost += float((rows - table[ids]).double().square().sum())
-            norm += float(table[ids].double().square().sum())
-    module.train(mode)
-    return (lost / norm) ** 0.5 if norm else 0.0

@@ -62,11 +62,11 @@ def _large_ends(factors: list[int]) -> list[int]:
 
 def digits(number: int, radices: Sequence[int]) -> list[int]:
     """Of number in the mixed radix, most significant first."""
-    found = []
+    reversed_digits = []
     for radix in reversed(radices):
         number, digit = divmod(number, radix)
-        found.append(digit)
-    return found[::-1]
+        reversed_digits.append(digit)
+    return reversed_digits[::-1]
 
 
 class TableForm(NamedTuple):

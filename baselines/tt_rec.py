@@ -28,7 +28,7 @@ whole and cached rows too and drops the products. Only eager training counts rea
 """
 
 import math
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,18 +51,15 @@ from baselines.tt_cores import (
     stored_places,
     train_rows,
 )
-from configs.request import EmbeddingRequest
-from configs.schema import Section
 from pss.collection import ComputedEmbeddingBagCollection
-
-placement: Literal["replicate", "shard"] = "replicate"
+from pss.method import EmbeddingMethod, EmbeddingRequest, MethodOptions
 
 EMPTY = 2**63 - 1  # key of a place in the cache that holds no row
 FILL_ROWS = 4096  # rows computed at a time when a cache is filled
 
 
-class Options(Section):
-    """Keys of [embedding.tt_rec]."""
+class Options(MethodOptions):
+    """Options of TT-Rec."""
 
     cores: Literal[3, 4] = 3
     """K, the cores of a tensor train."""
@@ -83,71 +80,50 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
     (Σ n_k, r_{k-1}, d_k, r_k), then the rows of whole tables and caches, (rows, d). Its gradient is dense. A cached row
     is found by its key in `cached_keys`, sorted, and stored where `cached_places` says.
 
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; see the base class for the choices it leaves.
-        device: of `memory`; None is torch's default device.
-        compression: bytes of the full tables / `stored_bytes`, at least 1; ranks are the largest that give it, or 1.
-        cores, rank, cache_share, cache_warmup, cache_refresh_steps: see `Options`; a rank overrides compression.
-        seed: of the start, at least 0.
-        init_scale: at least 0.
+    Ranks are the largest that give the compression asked for, or 1; an option `rank` overrides it.
 
-    Raises ValueError naming the argument for values out of these ranges.
+    Besides what the base class raises: ValueError for a seed below 0.
     """
 
+    OPTIONS = Options
+    DEFAULT_COMPRESSION = 100.0
+    options: Options
     _plan: list[TrainGroup]
     cached_keys: Tensor
     cached_places: Tensor
     read_counts: Tensor
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 100.0,
-        cores: Literal[3, 4] = 3,
-        rank: int | None = None,
-        cache_share: float = 0.0,
-        cache_warmup: float = 0.1,
-        cache_refresh_steps: int = 1000,
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted)
-        if not (init_scale >= 0 and seed >= 0):
-            raise ValueError(f"init_scale and seed must be at least 0, not {init_scale} and {seed}")
-        self.seed, self.init_scale = seed, init_scale
-        self.options = Options(
-            cores=cores,
-            rank=rank,
-            cache_share=cache_share,
-            cache_warmup=cache_warmup,
-            cache_refresh_steps=cache_refresh_steps,
-        )
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
+        tables, options = self.embedding_bag_configs(), self.options
         sizes = [(table.num_embeddings, table.embedding_dim) for table in tables]
-        budget = self.parameter_budget(compression)
-        self.ranks = [1, *[rank] * (cores - 1), 1] if rank else choose_ranks(sizes, budget, cores, cache_share)
+        budget, cache_share = self.parameter_budget(compression), options.cache_share
+        self.ranks = choose_ranks(sizes, budget, options.cores, cache_share)
+        if options.rank:
+            self.ranks = [1, *[options.rank] * (options.cores - 1), 1]
         self._plan, self._layouts = [], {}
-        parameters = trains = 0
+        self._memory_size = self._train_rows = 0
         for number, group in enumerate(self._groups):
             features = [(index, tables[index].num_embeddings) for index in group.tables]
             plan = lay_out(
-                features, group.embedding_dim, self.ranks, cache_share, group=number, start=parameters, first_key=trains
-            )
+                features, group.embedding_dim, self.ranks, cache_share, group=number, start=self._memory_size,
+                first_key=self._train_rows,
+            )  # fmt: skip
             self._plan.append(plan)
             self._layouts |= dict(zip(group.tables, plan.tables, strict=True))
-            parameters += sum(plan.sizes)
-            trains = sum(table.num_embeddings for table in self._layouts.values() if table.first_key >= 0)
+            self._memory_size += sum(plan.sizes)
+            self._train_rows = sum(table.num_embeddings for table in self._layouts.values() if table.first_key >= 0)
         self.cached_rows = sum(table.cached_rows for table in self._layouts.values())
-        self.memory = nn.Parameter(torch.empty(parameters, dtype=torch.float32, device=device))
-        self.register_buffer("cached_keys", torch.empty(self.cached_rows, dtype=torch.int64, device=device))
-        self.register_buffer("cached_places", torch.empty_like(self.cached_keys))
-        counted = trains if self.cached_rows else 0
-        self.register_buffer("read_counts", torch.empty(counted, dtype=torch.int32, device=device))
         self._reads: list[Tensor] = []  # keys read since the last step
         self._is_counting = self.cached_rows > 0
-        self.reset_parameters()
+
+    def _allocate(self, device: torch.device | None) -> None:
+        self.memory = nn.Parameter(torch.empty(self._memory_size, dtype=torch.float32, device=device))
+        self.register_buffer("cached_keys", torch.empty(self.cached_rows, dtype=torch.int64, device=device))
+        self.register_buffer("cached_places", torch.empty_like(self.cached_keys))
+        counted = self._train_rows if self.cached_rows else 0
+        self.register_buffer("read_counts", torch.empty(counted, dtype=torch.int32, device=device))
 
     def table_parts(self, table: int) -> tuple[list[Tensor], Tensor]:
         """Views of `memory`: the cores (n_k, r_{k-1}, d_k, r_k) of a table's train and the rows (rows, d) of its cache;
@@ -235,11 +211,34 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         none = keys.new_full((len(free) - len(new),), EMPTY)
         return torch.cat([keys[stays], new, none]), torch.cat([places[stays], free])
 
+    @torch.no_grad()
+    def fit(self, tables: Sequence[Tensor], id_counts: Callable[[], Sequence[np.ndarray]] | None = None) -> float:
+        """Fit trains by TT-SVD at the module's ranks, copy whole tables, empty the cache. All rows weigh alike.
+
+        Raises ValueError where number or shapes of the tables differ."""
+        expected = [(config.num_embeddings, config.embedding_dim) for config in self.embedding_bag_configs()]
+        if [tuple(table.shape) for table in tables] != expected:
+            raise ValueError(f"tables of shapes {[tuple(table.shape) for table in tables]} are not {expected}")
+        squared_error = 0.0
+        for index, table in enumerate(tables):
+            cores, rows = self.table_parts(index)
+            if not cores:
+                rows.copy_(table)
+                continue
+            shapes = [core.shape for core in cores]
+            fitted, cut = decompose(table, [s[0] for s in shapes], [s[2] for s in shapes], self.ranks)
+            squared_error += cut
+            for core, values in zip(cores, fitted, strict=True):
+                core.copy_(values)
+        self.empty_cache()
+        squared_norm = sum(float(table.double().square().sum()) for table in tables)
+        return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
+
     def stored_bytes(self) -> int:
         """Bytes of cores, whole tables, and cached rows with their keys and places; without the counts of reads."""
         return super().stored_bytes() - self.read_counts.numel() * self.read_counts.element_size()
 
-    def _options(self) -> dict[str, int | str | bool]:
+    def _identity(self) -> dict[str, int | str | bool]:
         ranks = ",".join(str(rank) for rank in self.ranks)
         return {"cores": self.options.cores, "ranks": ranks, "cached_rows": self.cached_rows}
 
@@ -291,15 +290,13 @@ def _gather_keys(keys: Tensor) -> Tensor:
 
 
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> TTRecEmbeddingBagCollection:
-    """Raises ValueError where trains of the asked rank, or of rank 1, and their caches are more than the budget."""
-    build_with = partial(TTRecEmbeddingBagCollection, tables, **request.arguments(), **options.model_dump())
-    # On the meta device before memory is asked for, which may be far too much.
-    request.check_reached("tt_rec", build_with(device=torch.device("meta")).compression)
-    return build_with()
+    """Return the module that is asked for. Raises CompressionRefused where trains of the asked rank, or of rank 1, and
+    their caches are more than the budget."""
+    return TTRecEmbeddingBagCollection.build("tt_rec", tables, options, request)
 
 
 def cell(module: TTRecEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row][col] by the formula above in plain Python, or what is stored of it: the oracle of the lookup.
+    """Return E_t[row][col] by the formula above in plain Python, or what is stored of it: the oracle of the lookup.
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers or fail.
     """
@@ -324,25 +321,4 @@ def cell(module: TTRecEmbeddingBagCollection, table: int, row: int, col: int) ->
     return product[0]
 
 
-@torch.no_grad()
-def fit(module: TTRecEmbeddingBagCollection, tables: list[Tensor]) -> float:
-    """Makes the module stand for these tables (num_embeddings, embedding_dim), trained elsewhere: trains by TT-SVD at
-    the module's ranks, whole tables by copying; the cache is emptied. Returns the relative error in the Frobenius norm
-    over all tables. Raises ValueError where number or shapes of the tables differ."""
-    expected = [(config.num_embeddings, config.embedding_dim) for config in module.embedding_bag_configs()]
-    if [tuple(table.shape) for table in tables] != expected:
-        raise ValueError(f"tables of shapes {[tuple(table.shape) for table in tables]} are not {expected}")
-    squared_error = 0.0
-    for index, table in enumerate(tables):
-        cores, rows = module.table_parts(index)
-        if not cores:
-            rows.copy_(table)
-            continue
-        shapes = [core.shape for core in cores]
-        found, cut = decompose(table, [s[0] for s in shapes], [s[2] for s in shapes], module.ranks)
-        squared_error += cut
-        for core, values in zip(cores, found, strict=True):
-            core.copy_(values)
-    module.empty_cache()
-    squared_norm = sum(float(table.double().square().sum()) for table in tables)
-    return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell)

@@ -189,8 +189,6 @@ def load_config(path: str | Path, overrides: Sequence[str], choices: Choices) ->
         try:
             if isinstance(chosen, ChecksWorldSize):
                 chosen.check_world_size(config.parallelism.world_size)
-            if isinstance(chosen, Section):
-                chosen.check_run(config)
         except ValueError as error:
             raise ConfigError(f"{layers.source((section, name))}: {section}.{name}: {error}") from None
     return config

@@ -24,9 +24,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    def check_run(self, config: "RunConfig") -> None:
-        """Raises ValueError where these options do not go with the rest of the run; `load_config` asks them."""
-
 
 @runtime_checkable
 class ChecksWorldSize(Protocol):

@@ -13,22 +13,26 @@ not `EmbeddingBagCollection` for `embedding_configs`, given below. `EmbeddingTow
 replicate it with DDP either way.
 """
 
+import inspect
+import textwrap
 from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType, pooling_type_to_str
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface, get_embedding_names_by_table
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollectionInterface,
+    get_embedding_names_by_table,
+    reorder_inverse_indices,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from pss.bags import has_one_id_per_bag, locate_bags, order_by_batch, select_bags
-
-torch.fx.wrap("locate_bags")
-torch.fx.wrap("order_by_batch")
-torch.fx.wrap("select_bags")
+from pss.method import CompressionRefused, EmbeddingRequest, MethodOptions, parse_options
 
 _EXTRA_STATE = "_extra_state"  # torch.nn.Module's own name for the key of `get_extra_state`
 
@@ -42,7 +46,90 @@ class FeatureGroup(NamedTuple):
     is_mean: bool
 
 
-class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
+class EmbeddingHooks:
+    """What training asks of an embedding module, with the answers of one that needs nothing special.
+
+    In capitals what contract tests must know of a module that differs from full tables.
+    """
+
+    SENDS_SPARSE_GRADIENT: ClassVar[bool] = False
+    """With default options a small batch makes a sparse gradient: gradient clipping, and all optimizers but plain SGD
+    and Adagrad, refuse it."""
+    IS_SMALLER_AFTER_TRAINING: ClassVar[bool] = False
+    """`stored_bytes` is of what is kept after training; the state dict, of what trains, is larger."""
+
+    @property
+    def lookup_kernel(self) -> str:
+        """What looks up on this device, as the placement table names it."""
+        return "dense"
+
+    @property
+    def fused_update(self) -> bool:
+        """Whether the module does its optimizer's step itself: then call `fuse_update` with that optimizer."""
+        return False
+
+    def fuse_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the backward pass do the optimizer's step. Raises ValueError where it cannot."""
+        raise ValueError(f"{type(self).__name__} has no update in its backward pass")
+
+    def choose_gradient(self, local_batch_size: int) -> Literal["dense", "sparse"]:
+        """Return the form that gradients will have from now on, for batches of that many rows, one id a bag.
+
+        Under DDP all ranks must send the same form, so it is decided once and not by each batch.
+        """
+        return "dense"
+
+    def end_step(self, step: int, total_steps: int) -> None:
+        """Change what changes while it trains: called after every optimizer step, which count from 1. Collective.
+
+        Ranks must come out equal: decide on values they share.
+        """
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of all that must be kept to look up: parameters, persistent buffers, `stored_numbers`. A
+        method that is smaller after training overrides this."""
+        assert isinstance(self, nn.Module)
+        return count_state_bytes(self) + 8 * self.stored_numbers()
+
+    def stored_numbers(self) -> int:
+        """Return how many numbers a lookup needs besides tensors. Constants of a hash, which follow from the seed, are
+        not counted."""
+        return 0
+
+    def fit(self, tables: Sequence[Tensor], id_counts: Callable[[], Sequence[np.ndarray]] | None = None) -> float:
+        """Make the module stand for these tables, trained elsewhere, as well as it can.
+
+        tables: (num_embeddings, embedding_dim) for every config. id_counts: called for how often each id occurs,
+        (num_embeddings,) for every table, by a method that weighs rows by it. Returns the relative error
+        √(Σ w·(E − fit)² / Σ w·E²), w the weights where there are any. Raises ValueError where it cannot be fitted.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be fitted to trained tables")
+
+
+def count_state_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and persistent buffers."""
+    tensors = (value for value in module.state_dict().values() if isinstance(value, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class _ConstructorSignature:
+    """The signature of a collection's constructor, its options spelled out: for `help` and other readers of it."""
+
+    def __get__(self, instance: Any, owner: "type[ComputedEmbeddingBagCollection]") -> inspect.Signature:
+        if instance is not None:  # of an instance it would be taken for that of its call
+            raise AttributeError("__signature__")
+        *named, _ = list(inspect.signature(owner.__init__).parameters.values())[1:]
+        named = [p.replace(default=owner.DEFAULT_COMPRESSION) if p.name == "compression" else p for p in named]
+        options = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=option.get_default(), annotation=option.annotation
+            )
+            for name, option in owner.OPTIONS.model_fields.items()
+        ]
+        return inspect.Signature([*named, *options])
+
+
+class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface, EmbeddingHooks):
     """Pooled embeddings of several tables whose rows are computed: TorchRec's EmbeddingBagCollection contract.
 
     Where TorchRec leaves a choice:
@@ -53,19 +140,60 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
       of one's own.
     - `tables=[]` constructs (the models of TorchRec want to refuse it themselves) and raises ValueError in forward.
 
-    Args:
-        tables: one config per table; an empty `feature_names` is set to `[name]`.
-        is_weighted: multiply each row by the id's weight.
+    A method sets OPTIONS, the model of its keyword options, and says in `_lay_out` how large it is, in `_allocate` what
+    tensors it has, in `_rows` what an id reads.
 
-    Raises ValueError for a duplicate table name, an embedding_dim below 1, or a pooling other than SUM and MEAN.
+    Args:
+        tables: one config per table; an empty `feature_names` is set to `[name]`. Tables may differ in embedding_dim.
+        is_weighted: multiply each row by the id's weight.
+        device: of parameters and buffers; None is torch's default device.
+        compression: asked bytes of the full tables / `stored_bytes`, at least 1. The one reached (`compression`) is
+            no lower, except where the least that the method can store is more; None = the method's default.
+        seed: of initial values and hashes. The start does not depend on the global random state, nor changes it.
+        init_scale: at least 0; the tables start with standard deviation init_scale / √3.
+        id_counts: how often each id occurs in training, (num_embeddings,) for every table, for options that need it.
+        options: the method's own.
+
+    Raises TypeError for an unknown option; ValueError for a duplicate table name, an embedding_dim below 1, a pooling
+    other than SUM and MEAN, and naming the argument for values out of range.
     """
 
+    OPTIONS: ClassVar[type[MethodOptions]] = MethodOptions
+    DEFAULT_COMPRESSION: ClassVar[float] = 1000.0
     STATE_VERSION: ClassVar[int] = 1
-    __jit_unused_properties__: ClassVar[list[str]] = ["compression", "device"]
+    __signature__ = _ConstructorSignature()
+    __jit_unused_properties__: ClassVar[list[str]] = ["compression", "device", "lookup_kernel", "fused_update"]
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["options"]
+    options: Any
 
-    def __init__(self, tables: list[EmbeddingBagConfig], is_weighted: bool = False) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Append what the options mean to the docstring, for `help`."""
+        super().__init_subclass__(**kwargs)
+        if "OPTIONS" in vars(cls):
+            fields = cls.OPTIONS.model_fields.items()
+            texts = [textwrap.fill(f"{name}: {field.description}", 110) for name, field in fields if field.description]
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nOptions:\n" + textwrap.indent(
+                "\n".join(texts), "    "
+            )
+
+    def __init__(
+        self,
+        tables: list[EmbeddingBagConfig],
+        is_weighted: bool = False,
+        device: torch.device | None = None,
+        *,
+        compression: float | None = None,
+        seed: int = 0,
+        init_scale: float = 0.01,
+        id_counts: Sequence[np.ndarray] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         _check_tables(tables)
+        if not init_scale >= 0:
+            raise ValueError(f"init_scale must be at least 0, not {init_scale}")
+        self.options = self._parse_options(options)
+        self.seed, self.init_scale = seed, init_scale
         for config in tables:
             config.feature_names = config.feature_names or [config.name]
         self._embedding_bag_configs = tables
@@ -75,6 +203,47 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         self._embedding_names = [name for names in names_by_table for name in names]
         self._embedding_dims = [config.embedding_dim for config in tables for _ in config.feature_names]
         self._groups, self._columns = _group_features(tables)
+        self._lay_out(self.DEFAULT_COMPRESSION if compression is None else compression, id_counts)
+        self._allocate(device)
+        self.reset_parameters()
+
+    @classmethod
+    def build(
+        cls, method: str, tables: list[EmbeddingBagConfig], options: MethodOptions, request: EmbeddingRequest
+    ) -> Self:
+        """Return the module that is asked for. Memory is taken only once it is known to be within the budget.
+
+        method: its name, for the error. Raises CompressionRefused where the least that the method can store on these
+        tables is more than was asked.
+        """
+        module = cls(
+            tables,
+            request.is_weighted,
+            torch.device("meta"),
+            compression=request.compression,
+            seed=request.seed,
+            init_scale=request.init_scale,
+            id_counts=request.id_counts,
+            **dict(options),
+        )
+        if module.compression < request.compression:
+            raise CompressionRefused(method, request.compression, module.compression)
+        module._allocate(request.device)
+        module.reset_parameters()
+        return module
+
+    @classmethod
+    def _parse_options(cls, values: Mapping[str, Any]) -> MethodOptions:
+        """Return `self.options`, from the constructor's keywords."""
+        return parse_options(cls.OPTIONS, values)
+
+    @abstractmethod
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        """Find sizes and places from the tables and `self.options`, without a tensor."""
+
+    @abstractmethod
+    def _allocate(self, device: torch.device | None) -> None:
+        """Register parameters and buffers on that device, uninitialised. Called again to move off the meta device."""
 
     @abstractmethod
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
@@ -90,8 +259,8 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         directly owns a parameter on the meta device, once it is materialised."""
 
     @abstractmethod
-    def _options(self) -> dict[str, int | str | bool]:
-        """What besides the tables decides which parameters an id reads; goes into the state dict."""
+    def _identity(self) -> dict[str, int | str | bool]:
+        """Return what besides the tables decides which parameters an id reads; goes into the state dict."""
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool.
@@ -159,16 +328,6 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         """Bytes of the full tables in fp32 / `stored_bytes`."""
         return 4 * self._full_parameters / self.stored_bytes()
 
-    def stored_bytes(self) -> int:
-        """Bytes of all that must be kept to look up: parameters and persistent buffers. Constants of a hash, Python
-        integers that follow from the seed, are not counted. A method that is smaller after training overrides this."""
-        state = (*self.parameters(), *self._persistent_buffers())
-        return sum(tensor.numel() * tensor.element_size() for tensor in state)
-
-    def _persistent_buffers(self) -> list[Tensor]:
-        names = self.state_dict().keys()
-        return [buffer for name, buffer in self.named_buffers() if name in names]
-
     def parameter_budget(self, compression: float) -> int:
         """The most parameters that give at least that compression. Raises ValueError for one below 1 or not finite."""
         if not 1 <= compression < float("inf"):
@@ -187,7 +346,7 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
     def get_extra_state(self) -> dict[str, Any]:
         """What a state dict must carry besides parameters for them to mean the same embeddings."""
         tables = [f"{t.name}: {t.num_embeddings} x {t.embedding_dim}" for t in self._embedding_bag_configs]
-        return {"version": self.STATE_VERSION, "method": type(self).__name__, **self._options(), "tables": tables}
+        return {"version": self.STATE_VERSION, "method": type(self).__name__, **self._identity(), "tables": tables}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Raises ValueError naming every difference between the saved hash and tables and these."""
@@ -256,3 +415,84 @@ def _join_columns(pooled: list[Tensor], columns: list[tuple[int, int, int]]) -> 
     if len(columns) == 1:
         return pooled[0]
     return torch.cat([pooled[group].narrow(1, start, width) for group, start, width in columns], dim=1)
+
+
+@torch.fx.wrap
+def select_bags(
+    features: KeyedJaggedTensor, names: list[str], is_weighted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+    """The bags of the named features, one feature after the other.
+
+    Returns ids (V,) int64; lengths (bags,) int64; weights (V,), empty if not weighted; the inverse indices of a
+    variable batch (features, B) int64, empty if there are none; the number of bags of each feature.
+    """
+    inverse = reorder_inverse_indices(features.inverse_indices_or_none(), names)
+    weights = torch.empty(0)
+    if features.keys() == names:
+        lengths = features.lengths()
+        if is_weighted:
+            weights = features.weights()
+        bags_per_feature = [lengths.numel() // len(names)] * len(names)
+        if features.variable_stride_per_key():
+            bags_per_feature = features.stride_per_key()
+        return features.values().long(), lengths.long(), weights, inverse, bags_per_feature
+    by_name = features.to_dict()
+    ids_of: list[Tensor] = []
+    lengths_of: list[Tensor] = []
+    weights_of: list[Tensor] = []
+    for name in names:
+        if name not in by_name:
+            raise KeyError(f"feature {name} is not in the batch, which has {features.keys()}")
+        ids_of.append(by_name[name].values())
+        lengths_of.append(by_name[name].lengths())
+        if is_weighted:
+            weights_of.append(by_name[name].weights())
+    if is_weighted:
+        weights = torch.cat(weights_of)
+    bags_per_feature = [part.numel() for part in lengths_of]
+    return torch.cat(ids_of).long(), torch.cat(lengths_of).long(), weights, inverse, bags_per_feature
+
+
+def has_one_id_per_bag(ids: Tensor, lengths: Tensor, inverse: Tensor, bags_per_feature: list[int]) -> bool:
+    """Whether every bag holds exactly one id and every feature has as many bags. Asked of plain CPU tensors only:
+    elsewhere the answer would force a synchronisation or be baked into a graph, so it is False."""
+    if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+        return False
+    else:  # not compiled by TorchScript
+        if torch.compiler.is_compiling() or type(lengths) is not Tensor:
+            return False
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            return False
+        if lengths.device.type != "cpu" or ids.numel() != lengths.numel() or inverse.numel() > 0:
+            return False
+        return have_equal_batches(bags_per_feature) and bool((lengths == 1).all())
+
+
+@torch.fx.wrap
+def locate_bags(lengths: Tensor, bags_per_feature: list[int], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """For every id (V,): the index of its bag and the position of its feature, both (V,) int64."""
+    bag = torch.repeat_interleave(lengths, output_size=ids.numel())
+    if have_equal_batches(bags_per_feature):
+        return bag, torch.div(bag, max(bags_per_feature[0], 1), rounding_mode="floor")
+    bags = torch.tensor(bags_per_feature, dtype=torch.int64, device=lengths.device)
+    return bag, torch.repeat_interleave(bags, output_size=lengths.numel())[bag]
+
+
+def have_equal_batches(bags_per_feature: list[int]) -> bool:
+    """Whether all features have the same number of bags."""
+    return bags_per_feature == [bags_per_feature[0]] * len(bags_per_feature)
+
+
+@torch.fx.wrap
+def order_by_batch(pooled: Tensor, bags_per_feature: list[int], inverse: Tensor) -> Tensor:
+    """Bags of one feature after the other (bags, D) -> (B, features · D), expanding a variable batch."""
+    features, dim = len(bags_per_feature), pooled.size(1)
+    if inverse.numel() > 0:
+        starts = torch.tensor(bags_per_feature, dtype=torch.int64, device=inverse.device).cumsum(0)
+        starts = starts - torch.tensor(bags_per_feature, dtype=torch.int64, device=inverse.device)
+        bag = (inverse + starts.unsqueeze(1)).t().reshape(-1)
+        return pooled.index_select(0, bag).view(inverse.size(1), features * dim)
+    if not have_equal_batches(bags_per_feature):
+        raise ValueError(f"batch sizes {bags_per_feature} differ between features: inverse_indices are needed")
+    batch = bags_per_feature[0]
+    return pooled.view(features, batch, dim).transpose(0, 1).reshape(batch, features * dim)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pss.shared_array import SharedArrayEmbeddingBagCollection
+from pss.collection import ComputedEmbeddingBagCollection
 
 _LINEAR_ROWS = 1024  # of every table, on which linearity is tested
 _LINEAR_TOLERANCE = 1e-4  # far below what a product of parameters or a rounded table shows, far above fp32 sums
@@ -47,7 +47,7 @@ class Fit(NamedTuple):
 
 
 def compress(
-    module: SharedArrayEmbeddingBagCollection,
+    module: ComputedEmbeddingBagCollection,
     tables: Sequence[Tensor],
     *,
     row_weights: Sequence[Any] | None = None,
@@ -77,22 +77,22 @@ def compress(
     lookup.check_linear()
     memory, iterations, ratio = _solve(lookup, targets, weights, tolerance, max_iterations)
     with torch.no_grad():
-        module.memory.copy_(memory)
-    errors = lookup.squared_errors(module.memory.detach().double(), targets, weights)
+        module.get_parameter("memory").copy_(memory)
+    errors = lookup.squared_errors(module.get_parameter("memory").detach().double(), targets, weights)
     norms = lookup.squared_errors(torch.zeros_like(memory), targets, weights)
     table_errors = [_relative(error, norm) for error, norm in zip(errors, norms, strict=True)]
     return Fit(_relative(sum(errors), sum(norms)), table_errors, iterations, ratio)
 
 
 def adjoint(
-    module: SharedArrayEmbeddingBagCollection, tables: Sequence[Tensor], row_weights: Sequence[Any] | None = None
+    module: ComputedEmbeddingBagCollection, tables: Sequence[Tensor], row_weights: Sequence[Any] | None = None
 ) -> Tensor:
     """AᵀW E, (|M|,) fp32 like `memory`: every element of the tables added to the slots it reads, times their signs and
     coefficients. For a sketch it is the paper's M = S E, flattened. Arguments and errors as for `compress`; the module
     is not changed, nor is its linearity tested: of another one, the gradient at memory = 0."""
     lookup = _Lookup(module)
     targets, weights = lookup.check_tables(tables), lookup.check_weights(row_weights)
-    return lookup.transposed(targets, weights).to(module.memory.dtype)
+    return lookup.transposed(targets, weights).to(module.get_parameter("memory").dtype)
 
 
 def _solve(
@@ -134,10 +134,11 @@ def _relative(error: float, norm: float) -> float:
 class _Lookup(nn.Module):
     """The module's lookup of whole tables as a linear operator A on arrays like its `memory`, float64 if it can be."""
 
-    def __init__(self, module: SharedArrayEmbeddingBagCollection) -> None:
+    def __init__(self, module: ComputedEmbeddingBagCollection) -> None:
         super().__init__()
         self.module, self.configs = module, module.embedding_bag_configs()
-        self.device = module.memory.device
+        memory = module.get_parameter("memory")
+        self.device, self.memory_size = memory.device, memory.numel()
         self.places: list[tuple[int, int]] = []  # of every table: a group and a feature in it that it serves
         for table in range(len(self.configs)):
             group = next(g for g, features in enumerate(module._groups) if table in features.tables)
@@ -152,18 +153,18 @@ class _Lookup(nn.Module):
         return functional_call(self, {"module.memory": memory}, (table, ids)).to(memory.dtype)
 
     def zeros(self) -> Tensor:
-        return torch.zeros(self.module.memory_size, dtype=torch.float64, device=self.device)
+        return torch.zeros(self.memory_size, dtype=torch.float64, device=self.device)
 
     def probes(self) -> Tensor:
         """Two random arrays like `memory`: (2, |M|) float64, always the same."""
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(2, self.module.memory_size, dtype=torch.float64, generator=generator)
+        drawn = torch.randn(2, self.memory_size, dtype=torch.float64, generator=generator)
         return drawn.to(self.device)
 
     def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
         """(table, rows, their ids) of all rows."""
         for table, config in enumerate(self.configs):
-            count = max(1, max(_BLOCK_ELEMENTS, self.module.memory_size) // config.embedding_dim)
+            count = max(1, max(_BLOCK_ELEMENTS, self.memory_size) // config.embedding_dim)
             for first in range(0, config.num_embeddings, count):
                 rows = slice(first, min(first + count, config.num_embeddings))
                 yield table, rows, torch.arange(rows.start, rows.stop, device=self.device)
@@ -173,18 +174,18 @@ class _Lookup(nn.Module):
         memory, total = memory.detach().requires_grad_(), self.zeros()
         for table, rows, ids in self.blocks():
             with torch.enable_grad():
-                found = self.rows(memory, table, ids)
-            total += torch.autograd.grad(found, memory, cotangent(table, rows, found.detach()))[0]
+                rows_read = self.rows(memory, table, ids)
+            total += torch.autograd.grad(rows_read, memory, cotangent(table, rows, rows_read.detach()))[0]
         return total
 
     def normal(self, memory: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """AᵀW A memory."""
-        return self.pull_back(memory, lambda table, rows, found: self._on_device(weights[table][rows, None]) * found)
+        return self.pull_back(memory, lambda table, at, rows: self._on_device(weights[table][at, None]) * rows)
 
     def transposed(self, targets: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """AᵀW E."""
 
-        def weighted(table: int, rows: slice, found: Tensor) -> Tensor:
+        def weighted(table: int, rows: slice, rows_read: Tensor) -> Tensor:
             return self._on_device(weights[table][rows, None]) * self._on_device(targets[table][rows])
 
         return self.pull_back(self.zeros(), weighted)
@@ -233,9 +234,11 @@ class _Lookup(nn.Module):
                 )
 
 
-def _check_shapes(what: str, found: Sequence[Tensor], configs: Sequence[Any], shape_of: Callable[[Any], tuple]) -> None:
-    if len(found) != len(configs):
-        raise ValueError(f"{what} has {len(found)} entries for {len(configs)} tables")
-    for config, tensor in zip(configs, found, strict=True):
+def _check_shapes(
+    what: str, tensors: Sequence[Tensor], configs: Sequence[Any], shape_of: Callable[[Any], tuple]
+) -> None:
+    if len(tensors) != len(configs):
+        raise ValueError(f"{what} has {len(tensors)} entries for {len(configs)} tables")
+    for config, tensor in zip(configs, tensors, strict=True):
         if tuple(tensor.shape) != shape_of(config):
             raise ValueError(f"{what} of {config.name!r} must be {shape_of(config)}, not {tuple(tensor.shape)}")

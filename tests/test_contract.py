@@ -2,8 +2,11 @@
 
 The oracle is the method's own `cell`, its paper's formula in plain Python; the lookup must agree with it in value and,
 through directional derivatives, in gradient. A method that is placed by sharding is tested as placed on one rank.
+Methods are tested compressed. What one cannot do its file declares (`pss.method.EmbeddingMethod`, and in capitals
+`pss.collection.EmbeddingHooks`); then it is tested that it cannot.
 """
 
+import io
 import subprocess
 import sys
 
@@ -15,10 +18,12 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from baselines.sharded import local_parts
-from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection
-from recsys.embedding.embedding_size import count_full_parameters, count_parameters, stored_bytes
-from recsys.embedding.embeddings import METHODS, build_tables
+from pss.method import CompressionRefused, EmbeddingRequest
+from recsys.embedding.hooks import find_hooks, hooks_of
+from recsys.embedding.registry import METHODS
+from recsys.embedding.sizes import count_full_parameters, count_parameters, state_tensors
+from recsys.embedding.tables import build_tables
 from recsys.train.description import embedding_bytes
 from recsys.train.optim import build_optimizers, embedding_state_bytes
 from recsys.train.parallelism import apply_parallelism, unwrapped
@@ -26,6 +31,7 @@ from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 FEATURES, SIZES, DIM = ("a", "b", "c"), (5, 40, 300), 8
+COMPRESSION = 4.0
 SGD = OptimizerSection(dense_learning_rate=0.1, embedding="sgd", embedding_learning_rate=1.0)
 ADAGRAD = OptimizerSection(dense_learning_rate=0.1, embedding="adagrad", embedding_learning_rate=0.1, adagrad_eps=1e-3)
 
@@ -53,17 +59,12 @@ def pooled(embeddings):
 
 
 def build(method, tables=None, compression=None, seed=3, **kwargs):
-    """The method's module at 4x, or uncompressed where it refuses to compress."""
+    """The method's module at 4x, or at the highest compression that it declares."""
     tables = tables or build_tables(FEATURES, SIZES, DIM)
-    module = METHODS[method]
-    for asked in (compression,) if compression else (4.0, 1.0):
-        try:
-            request = EmbeddingRequest(compression=asked, init_scale=0.5, seed=seed, id_counts=counts(tables), **kwargs)
-            return module.build(tables, module.Options(), request), asked
-        except ValueError:
-            if asked == 1.0 or compression:
-                raise
-    raise AssertionError
+    entry = METHODS[method]
+    asked = compression or min(COMPRESSION, entry.max_compression)
+    request = EmbeddingRequest(compression=asked, init_scale=0.5, seed=seed, id_counts=counts(tables), **kwargs)
+    return entry.build(tables, entry.Options(), request)
 
 
 def counts(tables):
@@ -136,31 +137,32 @@ def test_bags_are_sums_of_cells(method, mean, weighted):
     tables = build_tables(FEATURES, SIZES, DIM)
     for table in tables:
         table.pooling = PoolingType.MEAN if mean else PoolingType.SUM
-    embedding, _ = build(method, tables, is_weighted=weighted)
+    embedding = build(method, tables, is_weighted=weighted)
     features = ragged(weighted)
-    try:
-        placed, _, _ = place(method, embedding, SGD)
-        found = pooled(unwrapped(placed).embedding(features))
-    except NotImplementedError as error:
-        pytest.skip(f"refused loudly: {error}")
+    placed, _, _ = place(method, embedding, SGD)
+    if weighted and mean and not METHODS[method].has_weighted_mean:
+        with pytest.raises(NotImplementedError):
+            pooled(unwrapped(placed).embedding(features))
+        return
+    result = pooled(unwrapped(placed).embedding(features))
     expected = pooled_by_cells(method, placed, features, mean)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def parameters(placed, names):
     """name -> the whole parameter on this one rank, a view that can be written to."""
     state = unwrapped(placed).state_dict()
-    found = {}
+    whole = {}
     for name in names:
         ((tensor, _, _),) = local_parts(state[name])
-        found[name] = tensor.detach()
-    return found
+        whole[name] = tensor.detach()
+    return whole
 
 
 def test_the_gradient_is_that_of_the_table_it_stands_for(method):
     """⟨gradient, v⟩ equals the change of the loss, computed from cells in float64, along random directions v."""
-    embedding, _ = build(method)
+    embedding = build(method)
     placed, optimizer, names = place(method, embedding, SGD)
     features = ragged()
     weights = np.linspace(-1, 1, DIM * len(SIZES)) + 0.3
@@ -183,18 +185,34 @@ def test_the_gradient_is_that_of_the_table_it_stands_for(method):
                 value.copy_(before[name] + step * direction[name])
             losses.append(loss_by_cells())
         expected = (losses[0] - losses[1]) / 2e-2
-        found = sum(float((gradient[name].double() * direction[name].double()).sum()) for name in values)
-        assert found == pytest.approx(expected, rel=2e-3, abs=2e-3)
+        slope = sum(float((gradient[name].double() * direction[name].double()).sum()) for name in values)
+        assert slope == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
-def test_parameters_are_within_the_budget_and_all_counted(method):
-    embedding, asked = build(method)
-    tables = build_tables(FEATURES, SIZES, DIM)
-    stored = count_parameters(embedding)
-    assert stored_bytes(embedding) <= 4 * count_full_parameters(tables) / asked
+def test_what_is_stored_is_exact_and_within_the_budget(method):
+    embedding, tables = build(method), build_tables(FEATURES, SIZES, DIM)
+    hooks, state = hooks_of(embedding), state_tensors(embedding).values()
+    in_state = sum(value.numel() * value.element_size() for value in state)
+    if hooks.IS_SMALLER_AFTER_TRAINING:
+        assert hooks.stored_bytes() < in_state
+    else:
+        assert hooks.stored_bytes() == in_state + 8 * hooks.stored_numbers()
+    assert hooks.stored_bytes() <= 4 * count_full_parameters(tables) / min(COMPRESSION, METHODS[method].max_compression)
+
+
+def test_every_rank_holds_the_parameters_that_are_counted(method):
+    embedding = build(method)
+    parameters_built = count_parameters(embedding)
     placed, _, names = place(method, embedding, SGD)
-    assert embedding_bytes(placed, names) == 4 * stored
-    assert sum(value.numel() for value in parameters(placed, names).values()) == stored
+    assert embedding_bytes(placed, names) == 4 * parameters_built
+    assert sum(value.numel() for value in parameters(placed, names).values()) == parameters_built
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.max_compression < COMPRESSION])
+def test_no_more_is_reached_than_declared(method):
+    beyond = METHODS[method].max_compression * 1.01
+    with pytest.raises(CompressionRefused):
+        build(method, compression=beyond)
 
 
 def test_impossible_compression_is_refused(method):
@@ -204,7 +222,7 @@ def test_impossible_compression_is_refused(method):
 
 @pytest.mark.parametrize("section", [SGD, ADAGRAD], ids=["sgd", "adagrad"])
 def test_optimizer_state_has_the_size_it_claims(method, section):
-    embedding, _ = build(method)
+    embedding = build(method)
     stored = count_parameters(embedding)
     placed, optimizer, names = place(method, embedding, section)
     placed(ragged()).sum().backward()
@@ -212,28 +230,116 @@ def test_optimizer_state_has_the_size_it_claims(method, section):
     assert embedding_state_bytes(optimizer, names) == {"sgd": 0, "adagrad": 4 * stored}[section.embedding]
 
 
+def use_optimizer(kind, **arguments):
+    """Train by that optimizer, a step for each batch."""
+
+    def use(model, batches):
+        optimizer = kind(model.parameters(), lr=0.01, **arguments)
+        for features in batches:
+            optimizer.zero_grad()
+            model(features).sum().backward()
+            optimizer.step()
+
+    return use
+
+
+def use_clipping(model, batches):
+    """Clip the gradients' norm to a tenth of what it is before every step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for features in batches:
+        optimizer.zero_grad()
+        model(features).sum().backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1 * norm)
+        clipped = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        torch.testing.assert_close(clipped, 0.1 * norm)
+        optimizer.step()
+
+
+def use_scaler(model, batches):
+    """Scale losses: each step is that of the loss itself."""
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(model.parameters(), lr=0.01)
+    for features in batches:
+        optimizer.zero_grad()
+        gradients = torch.autograd.grad(model(features).sum(), list(model.parameters()))
+        before = [p.detach().clone() for p in model.parameters()]
+        scaler.scale(model(features).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        for p, old, gradient in zip(model.parameters(), before, gradients, strict=True):
+            torch.testing.assert_close(p.detach(), old - 0.01 * gradient.to_dense())
+
+
+USES = {
+    "SGD": use_optimizer(torch.optim.SGD),
+    "Adagrad": use_optimizer(torch.optim.Adagrad),
+    "momentum": use_optimizer(torch.optim.SGD, momentum=0.9),
+    "weight decay": use_optimizer(torch.optim.SGD, weight_decay=0.1),
+    **{
+        kind.__name__: use_optimizer(kind)
+        for kind in (
+            torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
+            torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop,
+        )
+    },
+    "clipping": use_clipping,
+    "scaler": use_scaler,
+}  # fmt: skip
+TAKE_SPARSE = ("SGD", "Adagrad", "scaler")
+
+
+@pytest.mark.parametrize("use", USES)
+def test_it_is_trained_by_whatever_trains_an_embedding_bag_collection(method, use):
+    """Not placed, as in other people's code, and with a batch of one id, where a gradient may be sparse, then a full
+    one."""
+    embedding = build(method, build_tables(FEATURES, (5, 40, 3000), DIM))
+    if any(p.is_meta for p in embedding.parameters()):
+        embedding = embedding.to_empty(device=CPU)
+        for p in embedding.parameters():
+            torch.nn.init.uniform_(p)
+    model = Holder(embedding)
+    one_id = KeyedJaggedTensor(list(FEATURES), torch.tensor([1]), lengths=torch.tensor([0, 0, 1]))
+    before = [p.detach().clone() for p in model.parameters()]
+    if hooks_of(embedding).SENDS_SPARSE_GRADIENT and use not in TAKE_SPARSE:
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            USES[use](model, [one_id, ragged()])
+        return
+    USES[use](model, [one_id, ragged()])
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
 FINGERPRINT = """
+import sys
 import torch.distributed as dist
 from tests.test_contract import *
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-for method in METHODS:
+for method in sys.argv[1:]:
     print("fingerprint", method, fingerprint(method))
 """
 
 
 def fingerprint(method):
     """What the method returns before training, to the bit."""
-    placed, _, _ = place(method, build(method, seed=3)[0], SGD)
+    placed, _, _ = place(method, build(method), SGD)
     return pooled(unwrapped(placed).embedding(ragged())).detach().numpy().tobytes().hex()
 
 
+def selected_methods(request):
+    """The methods for which the tests that ask for this fixture run: those that -k leaves."""
+    items = [item for item in request.session.items if request.fixturename in item.fixturenames]
+    return sorted({item.callspec.params["method"] for item in items if item.path == request.path})
+
+
 @pytest.fixture(scope="module")
-def fingerprints():
-    """Of every method, in another process."""
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", FINGERPRINT], capture_output=True, text=True)
+def fingerprints(request):
+    """Of every selected method, in another process."""
+    command = [sys.executable, "-W", "ignore", "-c", FINGERPRINT, *selected_methods(request)]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines() if line.startswith("fingerprint")]
-    return {name: found for _, name, found in lines}
+    return {name: bits for _, name, bits in lines}
 
 
 def test_the_same_seed_gives_the_same_bits_in_another_process(fingerprints, method):
@@ -241,32 +347,51 @@ def test_the_same_seed_gives_the_same_bits_in_another_process(fingerprints, meth
 
 
 def test_a_state_dict_restores_every_row(method):
-    source, _, names = place(method, build(method)[0], SGD)
+    source, _, names = place(method, build(method), SGD)
     for value in parameters(source, names).values():
         value.copy_(torch.rand_like(value))
-    target, _, _ = place(method, build(method)[0], SGD)
+    target, _, _ = place(method, build(method), SGD)
     unwrapped(target).load_state_dict(unwrapped(source).state_dict())
     features = ragged()
     assert torch.equal(pooled(unwrapped(target).embedding(features)), pooled(unwrapped(source).embedding(features)))
 
 
-def test_ids_above_2_to_the_31(method):
-    """A method that can hold a table of 2^40 rows at all reads its far rows right."""
-    rows = 2**40
-    table = EmbeddingBagConfig(name="far", embedding_dim=DIM, num_embeddings=rows, feature_names=["a"])
-    try:
-        embedding, _ = build(method, [table], compression=2.0**33)  # 1,024 parameters
-    except ValueError:
+def test_a_state_dict_says_which_hash_its_parameters_are_for(method):
+    """Loaded into a module of another seed they are refused by that name, or mean the same rows; never other ones."""
+    embedding, other = build(method), build(method, seed=4)
+    constants = {name: value for name, value in embedding.state_dict().items() if not isinstance(value, torch.Tensor)}
+    file = io.BytesIO()
+    torch.save(constants, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == constants
+    source, target = (unwrapped(place(method, module, SGD)[0]) for module in (embedding, other))
+    if any(value.get("seed") for value in constants.values()):
+        with pytest.raises(ValueError, match="seed is 4 here and 3 in the state dict"):
+            target.load_state_dict(source.state_dict())
         return
+    target.load_state_dict(source.state_dict())
+    features = ragged()
+    assert torch.equal(pooled(target.embedding(features)), pooled(source.embedding(features)))
+
+
+def test_ids_above_2_to_the_31(method):
+    """A method reads the far rows of a table of 2^40 right, or declares that it holds something for every row."""
+    rows, entry = 2**40, METHODS[method]
+    table = EmbeddingBagConfig(name="far", embedding_dim=DIM, num_embeddings=rows, feature_names=["a"])
+    compression = 2.0**20  # 32 MiB
+    if entry.stores_every_row or entry.Options().needs_id_counts:
+        with pytest.raises(ValueError, match=r"compression|GiB|how often ids occur"):
+            build(method, [table], compression=compression)
+        return
+    embedding = build(method, [table], compression=compression)
     ids = torch.tensor([0, 2**31, 2**31 + 1, 2**32, rows - 1])
-    found = pooled(embedding(KeyedJaggedTensor(["a"], ids, lengths=torch.ones(5, dtype=torch.int64))))
-    cell = METHODS[method].cell
-    expected = [[cell(embedding, 0, row, col) for col in range(DIM)] for row in ids.tolist()]
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    read = pooled(embedding(KeyedJaggedTensor(["a"], ids, lengths=torch.ones(5, dtype=torch.int64))))
+    expected = [[entry.cell(embedding, 0, row, col) for col in range(DIM)] for row in ids.tolist()]
+    np.testing.assert_allclose(read.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_falls_in_50_steps(method):
-    placed, optimizer, _ = place(method, build(method)[0], ADAGRAD)
+    placed, optimizer, _ = place(method, build(method), ADAGRAD)
     rng = torch.Generator().manual_seed(1)
     features = ragged()
     target = torch.randn(6, generator=rng)
@@ -282,17 +407,16 @@ def test_the_loss_falls_in_50_steps(method):
 
 
 def end_step(placed, step, total_steps):
-    """What the trainer does after every optimizer step, for the methods that change while they train."""
-    module = unwrapped(placed).embedding
-    if hasattr(module, "end_step"):
-        module.end_step(step, total_steps)
+    """What the trainer does after every optimizer step."""
+    for hooks in find_hooks(unwrapped(placed)).values():
+        hooks.end_step(step, total_steps)
 
 
 def _train(rank, world_size, methods):
     """Four Adagrad steps on this rank's share of six bags -> per method every pooled row of all features after it."""
-    found = {}
+    rows_after = {}
     for method in methods:
-        placed, optimizer, _ = place(method, build(method)[0], ADAGRAD, world_size)
+        placed, optimizer, _ = place(method, build(method), ADAGRAD, world_size)
         share = 6 // world_size
         for step in range(4):
             features = ragged(seed=step)
@@ -308,18 +432,19 @@ def _train(rank, world_size, methods):
             torch.cat([torch.arange(max(SIZES)) % rows for rows in SIZES]),
             lengths=torch.ones(len(SIZES) * max(SIZES), dtype=torch.int64),
         )
-        found[method] = pooled(unwrapped(placed).embedding(everything)).detach().numpy()
-    return found
+        rows_after[method] = pooled(unwrapped(placed).embedding(everything)).detach().numpy()
+    return rows_after
 
 
 @pytest.fixture(scope="module")
-def trained():
-    methods = list(METHODS)
+def trained(request):
+    """The rows of every selected method: trained in one process, and on two ranks."""
+    methods = selected_methods(request)
     return run_ranks(_train, 1, methods)[0], run_ranks(_train, 2, methods)
 
 
 @pytest.mark.dist
 def test_two_ranks_equal_one_process(trained, method):
     one, two = trained
-    for found in two:
-        np.testing.assert_allclose(found[method], one[method], rtol=0, atol=2e-6)
+    for rank in two:
+        np.testing.assert_allclose(rank[method], one[method], rtol=0, atol=2e-6)

@@ -14,8 +14,8 @@ PACKAGES = ("configs", "pss", "baselines", "recsys", "launch")
 RECSYS = ("runs", "data", "models", "embedding", "profile", "train", "report", "studies", "bench", "cost")
 ALLOWED = {
     "configs": set(),
-    "pss": {"configs"},
-    "baselines": {"configs", "pss"},
+    "pss": set(),
+    "baselines": {"pss"},
     "recsys.runs": {"configs"},
     "recsys.data": {"configs"},
     "recsys.embedding": {"configs", "pss", "baselines"},
@@ -26,7 +26,7 @@ ALLOWED = {
         "recsys.runs", "recsys.data", "recsys.models", "recsys.embedding", "recsys.profile",
     },
     "recsys.report": {"configs", "recsys.runs"},
-    "recsys.studies": {"configs", *(f"recsys.{room}" for room in RECSYS if room not in ("bench", "cost"))},
+    "recsys.studies": {"configs", "pss", *(f"recsys.{room}" for room in RECSYS if room not in ("bench", "cost"))},
     "recsys.bench": {"configs", "pss", *(f"recsys.{room}" for room in RECSYS if room not in ("studies", "cost"))},
     "recsys.cost": {"configs", "recsys.report", "recsys.data", "recsys.runs"},
     "launch.runners": {"launch.cli", "configs", "pss", "baselines", *(f"recsys.{room}" for room in RECSYS)},

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from pss.kernels.plan import write_cpp_layout
+
 SOURCES = Path(__file__).parent / "cpu"
 _FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-march=native", "-shared", "-fPIC"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math"]  # nobody asks for either; without them √ and ?: stay scalar
@@ -94,7 +96,8 @@ def _compile(library: Path) -> None:
     from torch.utils import cpp_extension  # slow to import, and seldom needed
 
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-    includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+    (library.parent / "plan_layout.h").write_text(write_cpp_layout())
+    includes = [f"-I{path}" for path in (library.parent, *cpp_extension.include_paths())]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     command = [cpp_extension.get_cxx_compiler(), *_FLAGS, abi, *includes, str(SOURCES / "robe_bags.cpp")]
     command += [*libraries, "-ltorch_cpu", "-ltorch", "-lc10", "-o", str(library)]
@@ -106,7 +109,7 @@ def _compile(library: Path) -> None:
 
 def _fingerprint() -> str:
     """Of all that the library depends on: sources, flags, PyTorch, and what the processor can do."""
-    parts = [torch.__version__, sys.platform, *_FLAGS, torch.backends.cpu.get_cpu_capability()]
+    parts = [torch.__version__, sys.platform, *_FLAGS, torch.backends.cpu.get_cpu_capability(), write_cpp_layout()]
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
         parts += [line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))][:1]

@@ -9,7 +9,7 @@ the update is done instead where the gradient is known, as FBGEMM's table-batche
 Operators of PyTorch take tensors and numbers. Every op here has: memory (|M|,) float32; ids (V,) int32 or int64, of
 all features of the batch, in the order of KeyedJaggedTensor; offsets (features of the batch · B + 1,); weights (V,),
 if weighted; batch_size B; features, the position in the batch of each feature of ours; plan, see
-`pss.kernels.robe_group.pack`.
+`pss.kernels.plan.pack`.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pss.kernels.build import load_cpu_kernels, load_cuda_kernels
+from pss.kernels.plan import Number
 
 _BATCH = "Tensor ids, Tensor offsets, Tensor? weights, SymInt batch_size, int[] features, int[] plan"
 _LIBRARY = torch.library.Library("pss", "DEF")
@@ -32,9 +33,6 @@ for _schema in (
     "float learning_rate, float eps) -> ()",
 ):
     _LIBRARY.define(_schema)
-
-_EMBEDDING_DIM, _MEMORY_SIZE, _FEATURES = 0, 2, 3  # places in a packed plan
-
 
 _ready: dict[str, bool] = {}
 
@@ -51,12 +49,12 @@ def is_available(device_type: str) -> bool:
 
 @torch.library.register_fake("pss::robe_bags")
 def _(memory: Tensor, ids: Any, offsets: Any, weights: Any, batch_size: Any, features: Any, plan: list[int], _: Any):
-    return memory.new_empty(batch_size, plan[_FEATURES] * plan[_EMBEDDING_DIM])
+    return memory.new_empty(batch_size, plan[Number.FEATURES] * plan[Number.EMBEDDING_DIM])
 
 
 @torch.library.register_fake("pss::robe_bags_backward")
 def _(gradient: Tensor, ids: Any, offsets: Any, weights: Any, batch_size: Any, features: Any, plan: list[int]):
-    return gradient.new_empty(plan[_MEMORY_SIZE], dtype=torch.float32)
+    return gradient.new_empty(plan[Number.MEMORY_SIZE], dtype=torch.float32)
 
 
 @torch.library.register_fake("pss::robe_bags_backward_sparse")
@@ -89,7 +87,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0] and ctx.is_sparse:
         slots, values = torch.ops.pss.robe_bags_backward_sparse(gradient, *batch)
         of_memory = torch.sparse_coo_tensor(
-            slots.unsqueeze(0), values, (plan[_MEMORY_SIZE],), check_invariants=False, is_coalesced=True
+            slots.unsqueeze(0), values, (plan[Number.MEMORY_SIZE],), check_invariants=False, is_coalesced=True
         )
     elif ctx.needs_input_grad[0]:
         of_memory = torch.ops.pss.robe_bags_backward(gradient, *batch)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pss.hashing import HashConstants
-from pss.kernels.robe_group import RobeGroup, count_chunks, count_rows_per_block, unpack
+from pss.kernels.plan import RobePlan, count_chunks, count_rows_per_block, unpack
 
 _TILE = 512
 """Elements of a program's tile, 4 for each thread of Triton's default of 4 warps, whatever d and Z: units fill it. What
@@ -26,7 +26,7 @@ class HashTables(NamedTuple):
 
 
 class KernelPlan(NamedTuple):
-    """`pss.kernels.robe_group.RobeGroup` as a kernel's argument: what shapes the code is a compile-time constant, the
+    """`pss.kernels.plan.RobePlan` as a kernel's argument: what shapes the code is a compile-time constant, the
     rest lies on the device as int64, so that another seed does not compile anew."""
 
     positions: Tensor  # (features,), of each in the batch
@@ -130,7 +130,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 @cache
 def _build_plan(
     plan: tuple[int, ...], features: tuple[int, ...], device: torch.device
-) -> tuple[RobeGroup, KernelPlan, int]:
+) -> tuple[RobePlan, KernelPlan, int]:
     """The packed plan and the features' positions in the batch, copied to the device once and kept: no step waits for a
     copy, and CUDA graphs hold the addresses. And how many features have the same position, at most."""
     group = unpack(list(plan))

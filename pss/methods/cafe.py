@@ -1,7 +1,7 @@
 """CAFE: ids that matter have rows of their own, all others share hashed rows, and who matters is learned on the way.
 
 Zhang et al. (SIGMOD 2024, "CAFE: Towards Compact, Adaptive, and Fast Embedding for Large-scale Recommendation Models").
-With key k of id i of table t, a HotSketch (`pss.methods.hot_sketch`) of w buckets, P private rows and S shared ones:
+With key k of id i of table t, a HotSketch of w buckets, P private rows and S shared ones:
 
     k = h(t, i),  62 bits             k is looked for in bucket k mod w
     E_t[i] = private[r]               if k is in the sketch with private row r: it is hot
@@ -29,28 +29,51 @@ Departures:
 - Elements of an optimizer's state belong to rows: an id that becomes hot takes over the accumulator of the private row
   it gets. Shared rows keep theirs.
 - The paper's multi-level hashing of medium ids is not here.
+
+HotSketch (section 3.2 of the paper) finds the ids that matter most, in a table of fixed size: w buckets of c slots; a
+slot holds a key, its score and the private row of an id that is hot. Key k belongs to bucket k mod w. Importance s of a
+key is added as in SpaceSaving (Metwally et al. 2005), in every bucket on its own:
+
+    the key has a slot            score += s
+    otherwise, the least slot     key := k, score += s     (an empty slot has score 0)
+
+so a score is never below the importance its key has had since it came in. The slot of a hot key is never given away,
+as in the authors' code.
+
+Only a key that is met again while it has its slot may become hot, also as there: a newcomer has the score of the key
+before it, often a high one.
+
+Departures, for whole batches in a fixed number of tensor operations: `add` takes every key once with all its
+importance, and of the keys of a bucket that have no slot only the one of greatest importance enters; the others'
+importance of that batch is lost. Without a `threshold` the hot keys are those with the highest scores, and a hot key
+becomes cold when one with a higher score needs its row: the paper's fixed threshold must be found for every budget (10
+to 500 in the authors' scripts) and leaves rows unused where it is too high.
+
+Everything is exact or elementwise and ties go to the lowest index, so ranks that add the same keys in the same order
+hold the same sketch, on any device.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest
-from pss.chunks import read_chunks
 from pss.hashing import build_hash, locate
-from pss.methods.hot_sketch import BYTES_PER_SLOT, HotSketch, Occurrences, importance_of_all_ranks
-from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
-
-placement: Literal["replicate", "shard"] = "replicate"
+from pss.method import EmbeddingMethod, EmbeddingRequest
+from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions, read_chunks
 
 KEYS = 1 << 62
+BYTES_PER_SLOT = 8 + 4 + 4  # key, score, row
+_ONE = 1 << 20  # importance is summed as integers of this scale: exact, in whatever order
 
 
 class Options(SharedArrayOptions):
-    """Keys of [embedding.cafe]."""
+    """Options of CAFE."""
 
     hot_share: float = Field(default=0.7, gt=0, lt=1)
     """Share of the budget for private rows and the sketch that finds them; the authors use .3 at 2× to .9 at 2000×."""
@@ -76,60 +99,30 @@ class CafeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     ones; `sketch` says who reads which. Learns what matters from backward passes in training mode; call `end_step`
     after each of them.
 
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; see the base classes for the choices it leaves.
-        device: of `memory` and `sketch`; None is torch's default device.
-        compression: asked bytes of the full tables / `stored_bytes`, at least 1. The one obtained (`compression`) is no
-            lower, except where one private and one shared row are all there is.
-        hot_share, slots_per_bucket, importance, threshold, decay, decay_every, update_every: see `Options`.
-        gradient: "dense", "sparse" or "auto", see pss.shared_array.
-        seed: of the hash and of the initial memory.
-        init_scale: at least 0; every number of the tables starts uniform in ± init_scale, being one of memory.
-
-    Raises ValueError naming the argument for values out of these ranges.
+    The compression reached is no lower than asked, except where one private and one shared row are all there is. Every
+    number of the tables starts uniform in ± init_scale, being one of memory.
     """
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1000.0,
-        hot_share: float = 0.7,
-        slots_per_bucket: int = 4,
-        importance: Literal["gradient", "frequency"] = "gradient",
-        threshold: float | None = None,
-        decay: float = 0.99,
-        decay_every: int = 1000,
-        update_every: int = 1,
-        gradient: str = "auto",
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted, gradient=gradient, seed=seed, init_scale=init_scale)
-        self.learning = Options(
-            hot_share=hot_share,
-            slots_per_bucket=slots_per_bucket,
-            importance=importance,
-            threshold=threshold,
-            decay=decay,
-            decay_every=decay_every,
-            update_every=update_every,
-        )
+    OPTIONS = Options
+    options: Options
+
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
         self.row_size = max(self._embedding_dims, default=1)
         self.private_rows, self.shared_rows = self._divide(4 * self.parameter_budget(compression))
-        self.key_hash = build_hash("independent", seed)
+        self.memory_size = (self.private_rows + self.shared_rows) * self.row_size
+        self.key_hash = build_hash("independent", self.seed)
         self._key_constants = [self.key_hash.constants(group.tables, 1) for group in self._groups]
         self._seen: list[Occurrences] = []
-        self.sketch = HotSketch(self.private_rows, slots_per_bucket, self.private_rows, device)
-        self._allocate((self.private_rows + self.shared_rows) * self.row_size, device)
+
+    def _allocate(self, device: torch.device | None) -> None:
+        super()._allocate(device)
+        self.sketch = HotSketch(self.private_rows, self.options.slots_per_bucket, self.private_rows, device)
 
     def _divide(self, budget_bytes: int) -> tuple[int, int]:
         """(private rows, shared rows) that fit, at least one of each."""
         shared_bytes = 4 * self.row_size
-        private_bytes = shared_bytes + BYTES_PER_SLOT * self.learning.slots_per_bucket
-        asked, most = self.learning.hot_share * budget_bytes, budget_bytes - shared_bytes
+        private_bytes = shared_bytes + BYTES_PER_SLOT * self.options.slots_per_bucket
+        asked, most = self.options.hot_share * budget_bytes, budget_bytes - shared_bytes
         private = int(min(asked, most) // private_bytes)
         private = max(1, private)
         return private, max(1, (budget_bytes - private * private_bytes) // shared_bytes)
@@ -156,14 +149,14 @@ class CafeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     def _see(self, keys: Tensor, tables: Tensor, gradient: Tensor) -> None:
         """gradient (..., embedding_dim) of the rows of these keys (...)."""
         norms = torch.ones_like(keys, dtype=gradient.dtype)
-        if self.learning.importance == "gradient":
+        if self.options.importance == "gradient":
             norms = gradient.norm(dim=-1)
         self._seen.append(Occurrences(keys.flatten(), tables.flatten(), norms.flatten()))
 
     @torch.no_grad()
     def end_step(self, step: int, total_steps: int) -> None:
         """Add the ids of the last steps to the sketch and let ids become hot and cold. Collective."""
-        options = self.learning
+        options = self.options
         if step % options.update_every:
             return
         keys, importance = importance_of_all_ranks(self._seen, len(self.embedding_bag_configs()), self.memory.device)
@@ -175,28 +168,157 @@ class CafeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         memory = self.memory.view(-1, self.row_size)
         memory[rows] = memory[self._shared_row(keys)]
 
-    def _options(self) -> dict[str, int | str | bool]:
+    def _identity(self) -> dict[str, int | str | bool]:
         return {
             "private_rows": self.private_rows,
             "shared_rows": self.shared_rows,
-            "slots_per_bucket": self.learning.slots_per_bucket,
+            "slots_per_bucket": self.options.slots_per_bucket,
             "seed": self.seed,
         }
 
 
+class Occurrences(NamedTuple):
+    """Ids that have had a gradient, with repeats: their keys int64, tables int64 and importance, all (V,)."""
+
+    keys: Tensor
+    tables: Tensor
+    importance: Tensor
+
+
+class HotSketch(nn.Module):
+    """Buffers, all (buckets, slots_per_bucket) and part of the state dict: keys int64 ≥ 0, or -1 for an empty slot;
+    scores float32 ≥ 0; rows int32, in [0, hot_rows) for a hot key, otherwise -1. No two slots have the same row."""
+
+    keys: Tensor
+    scores: Tensor
+    rows: Tensor
+
+    def __init__(self, buckets: int, slots_per_bucket: int, hot_rows: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        shape = (buckets, slots_per_bucket)
+        self.hot_rows = hot_rows
+        self.register_buffer("keys", torch.full(shape, -1, dtype=torch.int64, device=device))
+        self.register_buffer("scores", torch.zeros(shape, dtype=torch.float32, device=device))
+        self.register_buffer("rows", torch.full(shape, -1, dtype=torch.int32, device=device))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.keys.fill_(-1)
+        self.scores.zero_()
+        self.rows.fill_(-1)
+
+    def find(self, keys: Tensor) -> Tensor:
+        """The private row of each key, -1 where it is not hot. keys (...) int64 ≥ 0 -> (...) int64."""
+        bucket = keys % self.keys.size(0)
+        rows = torch.where(self.keys[bucket] == keys.unsqueeze(-1), self.rows[bucket], -1)
+        return rows.amax(-1).long()
+
+    def add(self, keys: Tensor, importance: Tensor) -> Tensor:
+        """keys (U,) int64 ≥ 0, none twice; importance (U,) ≥ 0. Returns bool (buckets, slots_per_bucket): the
+        slots of those of them that were here before and still are."""
+        bucket, importance = keys % self.keys.size(0), importance.to(self.scores.dtype)
+        slot = _first(self.keys[bucket] == keys.unsqueeze(-1))
+        is_known = slot < self.keys.size(1)
+        self.scores[bucket[is_known], slot[is_known]] += importance[is_known]
+        met_again = torch.zeros_like(self.keys, dtype=torch.bool)
+        met_again[bucket[is_known], slot[is_known]] = True
+        met_again[self._insert(keys[~is_known], bucket[~is_known], importance[~is_known])] = False
+        return met_again
+
+    def _insert(self, keys: Tensor, bucket: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the least slot of every bucket to the most important of these keys, which have none. Returns buckets and
+        slots given."""
+        order = importance.argsort(descending=True, stable=True)
+        order = order[bucket[order].argsort(stable=True)]
+        is_first = torch.ones_like(order, dtype=torch.bool)
+        is_first[1:] = bucket[order].diff() != 0
+        best = order[is_first]
+        keys, bucket, importance = keys[best], bucket[best], importance[best]
+        scores = self.scores[bucket].masked_fill(self.rows[bucket] >= 0, float("inf"))
+        least = scores.amin(-1, keepdim=True)
+        slot = _first(scores == least)
+        is_open = least.squeeze(-1) < float("inf")
+        bucket, slot = bucket[is_open], slot[is_open]
+        self.keys[bucket, slot] = keys[is_open]
+        self.scores[bucket, slot] += importance[is_open]
+        return bucket, slot
+
+    def decay(self, factor: float) -> None:
+        """Multiply all scores."""
+        self.scores.mul_(factor)
+
+    def migrate(self, may_rise: Tensor, threshold: float | None = None) -> tuple[Tensor, Tensor]:
+        """Make hot keys of low score cold, then, highest score first, cold keys of high score hot while rows are free.
+
+        may_rise: bool (buckets, slots_per_bucket), the slots whose keys may become hot. High is a score above 0 of at
+        least `threshold`; None = the hot_rows-th highest of those and of the hot keys. Returns the keys that became hot
+        and the rows they got, both (n,) int64.
+        """
+        keys, scores, rows = (buffer.view(-1) for buffer in (self.keys, self.scores, self.rows))
+        scores = torch.where((rows >= 0) | may_rise.view(-1), scores, 0)
+        least = torch.topk(scores, self.hot_rows).values[-1] if threshold is None else threshold
+        is_high = (scores >= least) & (scores > 0)
+        rows.masked_fill_(~is_high, -1)
+        rising = (is_high & (rows < 0)).nonzero().squeeze(1)
+        is_free = torch.ones(self.hot_rows, dtype=torch.bool, device=rows.device)
+        is_free[rows[rows >= 0].long()] = False
+        free = is_free.nonzero().squeeze(1)
+        rising = rising[scores[rising].argsort(descending=True, stable=True)][: free.numel()]
+        free = free[: rising.numel()]
+        rows[rising] = free.int()
+        return keys[rising], free
+
+
+def _first(mask: Tensor) -> Tensor:
+    """Index of the first True in the last dimension; its size where there is none. (..., n) -> (...) int64."""
+    size = mask.size(-1)
+    return torch.where(mask, torch.arange(size, device=mask.device), size).amin(-1)
+
+
+def importance_of_all_ranks(seen: Sequence[Occurrences], tables: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Distinct keys (U,) int64 of all ranks' occurrences, ascending, and each one's importance (U,) float64: the sum
+    over its occurrences, scaled to a mean of 1 over the occurrences of its table. Collective; equal on all ranks."""
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    seen = [Occurrences(nothing, nothing, nothing.float()), *seen]
+    keys, table, importance = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    totals = importance.new_zeros((2, tables), dtype=torch.float64)
+    totals[0].index_add_(0, table, torch.ones_like(importance, dtype=torch.float64))
+    totals[1].index_add_(0, table, importance.double())
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    scale = torch.where(totals[1] > 0, totals[0] / totals[1], 0)
+    keys, amounts = _sum_by_key(keys, (importance * scale[table] * _ONE).round().long())
+    if dist.is_initialized():
+        keys, amounts = _sum_by_key(*_gather_ragged(keys, amounts))
+    return keys, amounts.double() / _ONE
+
+
+def _sum_by_key(keys: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct keys, ascending, and the sum of each one's amounts; all (n,) int64."""
+    distinct, place = torch.unique(keys, return_inverse=True)
+    return distinct, torch.zeros_like(distinct).index_add_(0, place, amounts)
+
+
+def _gather_ragged(*columns: Tensor) -> Tensor:
+    """The columns (n,) int64 of every rank, one rank after the other -> (columns, Σ n). Collective."""
+    count = torch.tensor([columns[0].numel()], device=columns[0].device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    padded = count.new_zeros(len(columns), int(torch.cat(counts).max()))
+    padded[:, : columns[0].numel()] = torch.stack(columns)
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:, : int(n)] for part, n in zip(parts, counts, strict=True)], dim=1)
+
+
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> CafeEmbeddingBagCollection:
-    """Raises ValueError where a private row with its slots and a shared one are more than the budget."""
-    module = CafeEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-    )
-    request.check_reached("cafe", module.compression)
-    return module
+    """Return the module that is asked for. Raises CompressionRefused where a private row with its slots and a shared
+    one are more than the budget."""
+    return CafeEmbeddingBagCollection.build("cafe", tables, options, request)
 
 
 def cell(module: CafeEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
+    """Return E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
@@ -208,3 +330,6 @@ def cell(module: CafeEmbeddingBagCollection, table: int, row: int, col: int) -> 
         if slot_key == key and private >= 0:
             place = private
     return module.memory[place * module.row_size + col].item()
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell)

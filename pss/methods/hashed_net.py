@@ -11,22 +11,20 @@ flattened table, row·d + col, by one hash for all columns, as HashedNets does w
 Departure: the table enters the hash, since all tables share M (HashedNets has an array per layer).
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest
 from pss.hashing import HashFamilyName
-from pss.kernel_lookup import KernelOptions
-from pss.methods.robe import RobeEmbeddingBagCollection
-
-placement: Literal["replicate", "shard"] = "replicate"
+from pss.kernels.collection import KernelOptions
+from pss.method import EmbeddingMethod, EmbeddingRequest, parse_options
+from pss.methods.robe import MemorySize, RobeArguments, RobeEmbeddingBagCollection
 
 
 class Options(KernelOptions):
-    """Keys of [embedding.hashed_net]."""
+    """Options of HashedNet."""
 
     key: Literal["row_and_column", "flattened"] = Field(default="flattened")
     """What is hashed: the row, by a hash of each column's own, or row · embedding_dim + column."""
@@ -36,70 +34,39 @@ class Options(KernelOptions):
     """See [embedding.robe]."""
 
 
+class HashedNetArguments(Options, MemorySize):
+    """Options of the class."""
+
+
 class HashedNetEmbeddingBagCollection(RobeEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` whose elements share the one parameter `memory` (|M|,) fp32.
 
-    Args:
-        key: "row_and_column" or "flattened".
-        The others are those of `RobeEmbeddingBagCollection`.
-
-    Raises ValueError for another key, and what `RobeEmbeddingBagCollection` raises.
+    Raises what `RobeEmbeddingBagCollection` raises.
     """
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1000.0,
-        memory_size: int | None = None,
-        key: str = "flattened",
-        signed: bool = True,
-        hash_family: str = "independent",
-        gradient: str = "auto",
-        kernel: str = "auto",
-        fused_update: bool = False,
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        if key not in ("row_and_column", "flattened"):
-            raise ValueError(f"key {key!r} is unknown: known are ['flattened', 'row_and_column']")
-        super().__init__(
-            tables,
-            is_weighted,
-            device,
-            compression=compression,
-            memory_size=memory_size,
-            block_size=1,
-            hash_family=hash_family,
-            signed=signed,
-            flattened=key == "flattened",
-            gradient=gradient,
-            kernel=kernel,
-            fused_update=fused_update,
-            seed=seed,
-            init_scale=init_scale,
-        )
+    OPTIONS = HashedNetArguments
+
+    @classmethod
+    def _parse_options(cls, values: Mapping[str, Any]) -> RobeArguments:
+        own = parse_options(HashedNetArguments, values)
+        same = {name: value for name, value in own if name != "key"}
+        return RobeArguments(block_size=1, flattened=own.key == "flattened", **same)
 
 
 def build(
     tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest
 ) -> HashedNetEmbeddingBagCollection:
-    """Any compression down to one parameter in all can be had."""
-    module = HashedNetEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-    )
-    request.check_reached("hashed_net", module.compression)
-    return module
+    """Return the module that is asked for: any compression down to one parameter in all can be had."""
+    return HashedNetEmbeddingBagCollection.build("hashed_net", tables, options, request)
 
 
 def cell(module: HashedNetEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row][col] by the formula above, in plain Python integers. Raises IndexError outside the table."""
-    dim = module.check_cell(table, row, col).embedding_dim
-    block, chunk = (row * dim + col, 0) if module.flattened else (row, col)
+    """Return E_t[row][col] by the formula above, in plain Python integers. Raises IndexError outside the table."""
+    dim, options = module.check_cell(table, row, col).embedding_dim, module.options
+    block, chunk = (row * dim + col, 0) if options.flattened else (row, col)
     place = module.location_hash.location(table, block, chunk, module.memory_size)
-    sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if module.signed else 1
+    sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if options.signed else 1
     return sign * module.memory[place].item()
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell)

@@ -27,26 +27,22 @@ of `pss.hashing`, so that tables that share M are told apart.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest
-from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
-from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
-from pss.table_sizes import divide_rows
-
-placement: Literal["replicate", "shard"] = "replicate"
-
-ROWS = ("single", "proportional", "sqrt", "equal")
+from pss.method import EmbeddingMethod, EmbeddingRequest
+from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions, read_chunks
 
 
 class Options(SharedArrayOptions):
-    """Keys of [embedding.hashing_trick]."""
+    """Options of the hashing trick."""
 
     rows: Literal["single", "proportional", "sqrt", "equal"] = Field("single")
     """single = all tables hash into the same rows; otherwise rows of its own for every table: proportional to its
@@ -57,7 +53,7 @@ class Options(SharedArrayOptions):
     """Multiply every row by a hashed sign of its id (Weinberger et al. 2009)."""
 
 
-class HashingTrickGroup(NamedTuple):
+class HashingTrickPlan(NamedTuple):
     """What the lookup of one group of features needs: see `hashing_trick_rows`."""
 
     embedding_dim: int
@@ -73,61 +69,34 @@ class HashingTrickGroup(NamedTuple):
 class HashingTrickEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` whose ids share rows of the one parameter `memory` (|M|,) fp32.
 
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; see the base classes for the choices it leaves.
-        device: of `memory`; None is torch's default device.
-        compression: asked parameters of the full tables / |M|, at least 1. The one obtained (`compression`) is no
-            lower, except where one row (of every table, unless rows = "single") is all there is.
-        rows: "single", "proportional", "sqrt" or "equal": see the module's docstring.
-        hash_family: "independent", "affine" or "authors", see pss.hashing.
-        signed: multiply each row by a hashed sign of its id.
-        gradient: "dense", "sparse" or "auto", see pss.shared_array.
-        seed: of the hash and of the initial memory.
-        init_scale: at least 0; every number of the tables starts uniform in ± init_scale, being one of memory or its
-            negative.
-
-    Raises ValueError naming the argument for values out of these ranges, and for more rows than the hash can reach.
+    The compression reached is no lower than asked, except where one row (of every table, unless rows = "single") is all
+    there is. Every number of the tables starts uniform in ± init_scale, being one of memory or its negative. Besides
+    what the base class raises: ValueError for more rows than the hash can reach.
     """
 
-    _plan: list[HashingTrickGroup]
+    OPTIONS = Options
+    options: Options
+    _plan: list[HashingTrickPlan]
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1000.0,
-        rows: str = "single",
-        hash_family: str = "independent",
-        signed: bool = False,
-        gradient: str = "auto",
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted, gradient=gradient, seed=seed, init_scale=init_scale)
-        if rows not in ROWS:
-            raise ValueError(f"rows {rows!r} is unknown: known are {list(ROWS)}")
-        self.rows, self.signed = rows, signed
-        sizes = [table.num_embeddings for table in tables]
-        self.location_hash = build_hash(hash_family, seed, sizes)
-        self.sign_hash = build_hash(hash_family, mix64(seed + 1), sizes)
-        memory_size = self._place_tables(self.parameter_budget(compression))
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        sizes = [table.num_embeddings for table in self.embedding_bag_configs()]
+        self.location_hash = build_hash(self.options.hash_family, self.seed, sizes)
+        self.sign_hash = build_hash(self.options.hash_family, mix64(self.seed + 1), sizes)
+        self.memory_size = self._place_tables(self.parameter_budget(compression))
         self.location_hash.check_slots(max(self.table_rows, default=1))
-        self._plan = [self._group_plan(group) for group in range(len(self._groups))]
-        self._allocate(memory_size, device)
+        self._plan = [self._plan_group(group) for group in range(len(self._groups))]
 
     def _place_tables(self, budget: int) -> int:
         """Set every table's rows, row size and first element. Returns |M|."""
         tables = self.embedding_bag_configs()
         sizes, dims = [table.num_embeddings for table in tables], [table.embedding_dim for table in tables]
-        if self.rows == "single":
+        if self.options.rows == "single":
             row_size = max(dims, default=1)
             shared = max(1, budget // row_size)
             self.table_rows, self.row_sizes = [shared] * len(tables), [row_size] * len(tables)
             self.starts, self.is_whole = [0] * len(tables), [False] * len(tables)
             return shared * row_size
-        weight_of = {"proportional": float, "sqrt": math.sqrt, "equal": lambda size: 1.0}[self.rows]
+        weight_of = {"proportional": float, "sqrt": math.sqrt, "equal": lambda size: 1.0}[self.options.rows]
         weights = [weight_of(size) for size in sizes]
         self.table_rows, self.row_sizes = divide_rows(weights, [1] * len(tables), sizes, dims, budget), dims
         ends = [0]
@@ -137,9 +106,9 @@ class HashingTrickEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         self.is_whole = [rows == size for rows, size in zip(self.table_rows, sizes, strict=True)]
         return ends[-1]
 
-    def _group_plan(self, group: int) -> HashingTrickGroup:
+    def _plan_group(self, group: int) -> HashingTrickPlan:
         tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
-        return HashingTrickGroup(
+        return HashingTrickPlan(
             embedding_dim=dim,
             row_size=self.row_sizes[tables[0]],
             rows=[self.table_rows[table] for table in tables],
@@ -147,59 +116,87 @@ class HashingTrickEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             is_whole=[self.is_whole[table] for table in tables],
             slots=self.location_hash.max_slots,
             location=self.location_hash.constants(tables, 1),
-            signs=[self.sign_hash.constants(tables, 1)] if self.signed else [],
+            signs=[self.sign_hash.constants(tables, 1)] if self.options.signed else [],
         )
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return hashing_trick_rows(self.memory, ids, feature, self._plan[group], self.gradient)
 
-    def _options(self) -> dict[str, int | str | bool]:
+    def _identity(self) -> dict[str, int | str | bool]:
         return {
             "memory_size": self.memory_size,
-            "rows": self.rows,
+            "rows": self.options.rows,
             "table_rows": " ".join(map(str, self.table_rows)),
-            "hash_family": self.location_hash.name,
-            "signed": self.signed,
+            "hash_family": self.options.hash_family,
+            "signed": self.options.signed,
             "seed": self.seed,
         }
 
 
 @torch.fx.wrap
 def hashing_trick_rows(
-    memory: Tensor, ids: Tensor, feature: Tensor, plan: HashingTrickGroup, gradient: str = "dense"
+    memory: Tensor, ids: Tensor, feature: Tensor, plan: HashingTrickPlan, gradient: str = "dense"
 ) -> Tensor:
     """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
-    group; gradient: see pss.chunks. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids are
-    not validated, and a table stored whole takes them modulo its rows.
+    group; gradient: see pss.shared_array. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids
+    are not validated, and a table stored whole takes them modulo its rows.
     """
     rows = torch.tensor(plan.rows, dtype=torch.int64, device=ids.device)[feature]
     starts = torch.tensor(plan.starts, dtype=torch.int64, device=ids.device)[feature]
     is_whole = torch.tensor(plan.is_whole, dtype=torch.bool, device=ids.device)[feature]
     hashed = locate(ids, feature, plan.location, plan.slots).squeeze(-1)
     row = torch.where(is_whole, ids, hashed).remainder(rows)
-    found = read_chunks(memory, starts + row * plan.row_size, plan.embedding_dim, gradient)
+    row_values = read_chunks(memory, starts + row * plan.row_size, plan.embedding_dim, gradient)
     for constants in plan.signs:
-        found = found * (1 - 2 * locate(ids, feature, constants, 2))
-    return found
+        row_values = row_values * (1 - 2 * locate(ids, feature, constants, 2))
+    return row_values
+
+
+def divide_rows(
+    weights: Sequence[float], least: Sequence[int], most: Sequence[int], row_sizes: Sequence[int], budget: int
+) -> list[int]:
+    """Return how many rows of row_sizes[t] parameters each table t gets out of a budget of parameters.
+
+    rows[t] = ⌊c · weights[t]⌋, at least least[t] and at most most[t], for the greatest c with Σ rows · row_sizes ≤
+    budget; what is left goes, a row each, to the greatest remainders of c · weights. So what stays unused is less than
+    one row, unless every table has its most. Where `least` is more than the budget, the result is `least`.
+    """
+    tables = range(len(weights))
+
+    def rows_at(level: float) -> list[int]:
+        return [min(max(int(level * weights[t]), least[t]), most[t]) for t in tables]
+
+    def left_of(rows: list[int]) -> int:
+        return budget - sum(rows[t] * row_sizes[t] for t in tables)
+
+    low, high = 0.0, 2 * max((most[t] / weights[t] for t in tables), default=0.0)
+    if left_of(list(most)) >= 0:
+        return list(most)
+    if left_of(list(least)) < 0:
+        return list(least)
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if left_of(rows_at(middle)) >= 0 else (low, middle)
+    rows = rows_at(low)
+    left = left_of(rows)
+    for t in sorted(tables, key=lambda t: (-(low * weights[t] % 1), -most[t])):
+        if row_sizes[t] <= left and rows[t] == int(low * weights[t]) < most[t]:
+            rows[t] += 1
+            left -= row_sizes[t]
+    return rows
 
 
 def build(
     tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest
 ) -> HashingTrickEmbeddingBagCollection:
-    """Raises ValueError where one row, or one of every table, is more than the budget."""
-    module = HashingTrickEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-    )
-    request.check_reached("hashing_trick", module.compression)
-    return module
+    """Return the module that is asked for. Raises CompressionRefused where one row, or one of every table, is more than
+    the budget."""
+    return HashingTrickEmbeddingBagCollection.build("hashing_trick", tables, options, request)
 
 
 def cell(module: HashingTrickEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
+    """Return E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
@@ -207,5 +204,8 @@ def cell(module: HashingTrickEmbeddingBagCollection, table: int, row: int, col: 
     place, location = row, module.location_hash.location
     if not module.is_whole[table]:
         place = location(table, row, 0, module.location_hash.max_slots) % module.table_rows[table]
-    sign = 1 - 2 * module.sign_hash.location(table, row, 0, 2) if module.signed else 1
+    sign = 1 - 2 * module.sign_hash.location(table, row, 0, 2) if module.options.signed else 1
     return sign * module.memory[module.starts[table] + place * module.row_sizes[table] + col].item()
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell)

@@ -26,28 +26,25 @@ reached in steps of d (s·d) parameters.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest
-from pss.chunks import read_chunks
 from pss.hashing import HashConstants, build_hash, locate, mix64
-from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
-
-placement: Literal["replicate", "shard"] = "replicate"
+from pss.method import EmbeddingMethod, EmbeddingRequest
+from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions, read_chunks
 
 _CPU_BLOCK_ENTRIES, _BLOCK_ENTRIES = 1 << 18, 1 << 24  # of S made at a time, unless that is less than 16 columns
 
 
 class Options(SharedArrayOptions):
-    """Keys of [embedding.jlt]."""
+    """Options of the sketch."""
 
     sketch: Literal["sparse", "achlioptas", "gaussian"] = "sparse"
     """Distribution of S. sparse costs `nonzeros` row reads an id; achlioptas and gaussian cost as many as M has rows,
@@ -57,8 +54,23 @@ class Options(SharedArrayOptions):
     max_sketch_bytes: int = Field(default=1 << 28, ge=0)
     """Refuse a gaussian S of more bytes than this. Ignored by the other sketches."""
 
+    @model_validator(mode="after")
+    def _a_dense_sketch_has_a_dense_gradient(self) -> "Options":
+        if self.sketch != "sparse" and self.gradient == "sparse":
+            raise ValueError(
+                f"gradient 'sparse' with sketch {self.sketch!r}: every id touches all of memory, use 'dense'"
+            )
+        return self
 
-class JltGroup(NamedTuple):
+
+class JltArguments(Options):
+    """Options of the class: those of the config, and the number of rows."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """k; overrides compression. For a sparse sketch a multiple of nonzeros."""
+
+
+class JltPlan(NamedTuple):
     """What the lookup of one group of features needs: see `jlt_rows`."""
 
     embedding_dim: int
@@ -73,69 +85,44 @@ class JltGroup(NamedTuple):
 class JltEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` whose one parameter `memory` (k·d,) is M, row after row.
 
-    Ids are not validated, as in every hashing method; a `gaussian` S has no column for an id outside its table, which
-    reads another table's or raises IndexError.
-
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; see the base classes for the choices it leaves.
-        device: of `memory`; None is torch's default device.
-        compression: asked parameters of the full tables / |M|, at least 1. k is the most that gives it, and the least
-            that the sketch can have (1, or `nonzeros`) where even that is too much.
-        rows: k, overrides compression; for `sparse` a multiple of `nonzeros`.
-        sketch, nonzeros, max_sketch_bytes: see `Options`.
-        gradient: "dense", "sparse" or "auto", see pss.shared_array; achlioptas and gaussian touch all of `memory` with
-            every id, so theirs is dense and "sparse" is refused.
-        seed: of S and of the initial memory.
-        init_scale: at least 0.
-
-    Raises ValueError naming the argument for values out of these ranges, and for a gaussian S above max_sketch_bytes.
+    k is the most that gives the compression asked for, and the least that the sketch can have (1, or `nonzeros`) where
+    even that is too much. Ids are not validated, as in every hashing method; a `gaussian` S has no column for an id
+    outside its table, which reads another table's or raises IndexError. Besides what the base class raises: ValueError
+    for a gaussian S above max_sketch_bytes.
     """
 
+    OPTIONS = JltArguments
+    options: JltArguments
     columns: Tensor
-    _plan: list[JltGroup]
+    _plan: list[JltPlan]
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1000.0,
-        rows: int | None = None,
-        sketch: str = "sparse",
-        nonzeros: int = 4,
-        max_sketch_bytes: int = 1 << 28,
-        gradient: str = "auto",
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted, gradient=gradient, seed=seed, init_scale=init_scale)
-        if sketch not in ("sparse", "achlioptas", "gaussian"):
-            raise ValueError(f"sketch {sketch!r} is unknown: known are ['achlioptas', 'gaussian', 'sparse']")
-        if nonzeros < 1:
-            raise ValueError(f"nonzeros must be at least 1, not {nonzeros}")
-        if sketch != "sparse" and gradient == "sparse":
-            raise ValueError(f"gradient 'sparse' with sketch {sketch!r}: every id touches all of memory, use 'dense'")
-        self.gradient = gradient if sketch == "sparse" else "dense"
-        self.sketch, self.nonzeros = sketch, nonzeros if sketch == "sparse" else 0
-        self.width = max((table.embedding_dim for table in tables), default=1)
-        self.rows = self._count_rows(compression) if rows is None else rows
-        if self.rows < 1 or self.rows % max(1, self.nonzeros) > 0:
-            raise ValueError(f"rows must be a positive multiple of {max(1, self.nonzeros)}, not {rows}")
-        self.word_hash = build_hash("independent", seed)
-        self.sign_hash = build_hash("independent", mix64(seed + 1))
-        self._plan = [self._group_plan(group) for group in range(len(self._groups))]
-        shape = self._columns_shape(max_sketch_bytes)
-        self.register_buffer("columns", torch.empty(shape, dtype=torch.float32, device=device), persistent=False)
-        self._allocate(self.rows * self.width, device)
-
-    def _count_rows(self, compression: float) -> int:
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        options = self.options
+        self.nonzeros = options.nonzeros if options.sketch == "sparse" else 0
         step = max(1, self.nonzeros)
-        return max(1, self.parameter_budget(compression) // (self.width * step)) * step
+        self.width = max(self._embedding_dims, default=1)
+        self.rows = max(1, self.parameter_budget(compression) // (self.width * step)) * step
+        if options.rows is not None:
+            self.rows = options.rows
+        if self.rows % step > 0:
+            raise ValueError(f"rows must be a positive multiple of {step}, not {options.rows}")
+        self.memory_size = self.rows * self.width
+        self.word_hash = build_hash("independent", self.seed)
+        self.sign_hash = build_hash("independent", mix64(self.seed + 1))
+        self._plan = [self._plan_group(group) for group in range(len(self._groups))]
+        self._sketch_shape = self._shape_sketch()
 
-    def _columns_shape(self, max_sketch_bytes: int) -> tuple[int, int]:
-        """(N, k) of a gaussian S, which is kept transposed; nothing of the others."""
-        if self.sketch != "gaussian":
+    def _allocate(self, device: torch.device | None) -> None:
+        super()._allocate(device)
+        if self.options.sketch != "sparse":
+            self.gradient = "dense"
+        columns = torch.empty(self._sketch_shape, dtype=torch.float32, device=device)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def _shape_sketch(self) -> tuple[int, int]:
+        """Return (N, k) of a gaussian S, which is kept transposed; nothing of the others."""
+        max_sketch_bytes = self.options.max_sketch_bytes
+        if self.options.sketch != "gaussian":
             return 0, 0
         total = self._first_column(len(self._embedding_bag_configs))
         if (needed := 4 * self.rows * total) > max_sketch_bytes:
@@ -148,14 +135,14 @@ class JltEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     def _first_column(self, table: int) -> int:
         return sum(config.num_embeddings for config in self._embedding_bag_configs[:table])
 
-    def _group_plan(self, group: int) -> JltGroup:
+    def _plan_group(self, group: int) -> JltPlan:
         tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
-        words = self.rows if self.sketch == "achlioptas" else self.nonzeros
-        return JltGroup(
+        words = self.rows if self.options.sketch == "achlioptas" else self.nonzeros
+        return JltPlan(
             embedding_dim=dim,
             width=self.width,
             rows=self.rows,
-            sketch=self.sketch,
+            sketch=self.options.sketch,
             words=self.word_hash.constants(tables, words),
             signs=self.sign_hash.constants(tables, self.nonzeros),
             starts=[self._first_column(table) for table in tables],
@@ -188,18 +175,18 @@ class JltEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return jlt_rows(self.memory, self.columns, ids, feature, self._plan[group], self.gradient)
 
-    def _options(self) -> dict[str, int | str | bool]:
-        return {"rows": self.rows, "sketch": self.sketch, "nonzeros": self.nonzeros, "seed": self.seed}
+    def _identity(self) -> dict[str, int | str | bool]:
+        return {"rows": self.rows, "sketch": self.options.sketch, "nonzeros": self.nonzeros, "seed": self.seed}
 
 
 @torch.fx.wrap
 def jlt_rows(
-    memory: Tensor, columns: Tensor, ids: Tensor, feature: Tensor, plan: JltGroup, gradient: str = "dense"
+    memory: Tensor, columns: Tensor, ids: Tensor, feature: Tensor, plan: JltPlan, gradient: str = "dense"
 ) -> Tensor:
     """The rows (S e_i)ᵀ M of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (k·width,) floating; columns (N, k): Sᵀ if gaussian, else unused; ids (...) int64; feature int64,
-    broadcastable to ids: position of the id's feature in the group; gradient: see pss.chunks. Returns
+    broadcastable to ids: position of the id's feature in the group; gradient: see pss.shared_array. Returns
     (..., embedding_dim) of memory's dtype.
 
     A sparse S reads s aligned rows of M. Of a dense one the columns of some ids are made at a time, in forward and
@@ -221,7 +208,7 @@ def jlt_rows(
         return _ReadSketch.apply(memory, columns, ids, feature, plan)
 
 
-def sketch_entries(columns: Tensor, ids: Tensor, feature: Tensor, plan: JltGroup) -> Tensor:
+def sketch_entries(columns: Tensor, ids: Tensor, feature: Tensor, plan: JltPlan) -> Tensor:
     """The ids' columns of a gaussian or achlioptas S, (..., k) floating: the coefficients of the rows of M."""
     if plan.sketch == "gaussian":
         return columns[ids + torch.tensor(plan.starts, dtype=torch.int64, device=ids.device)[feature]]
@@ -229,7 +216,7 @@ def sketch_entries(columns: Tensor, ids: Tensor, feature: Tensor, plan: JltGroup
     return ((place == 0).float() - (place == 1).float()) * math.sqrt(3 / plan.rows)
 
 
-def _product(memory: Tensor, columns: Tensor, ids: Tensor, feature: Tensor, plan: JltGroup) -> Tensor:
+def _product(memory: Tensor, columns: Tensor, ids: Tensor, feature: Tensor, plan: JltPlan) -> Tensor:
     entries = sketch_entries(columns, ids, feature, plan).to(memory.dtype)
     return entries @ memory.view(plan.rows, plan.width)[:, : plan.embedding_dim]
 
@@ -238,14 +225,14 @@ class _ReadSketch(torch.autograd.Function):
     """(memory, columns, ids, feature, plan) -> rows (..., embedding_dim), linear in memory."""
 
     @staticmethod
-    def forward(memory: Tensor, columns: Tensor, ids: Tensor, feature: Tensor, plan: JltGroup) -> Tensor:
+    def forward(memory: Tensor, columns: Tensor, ids: Tensor, feature: Tensor, plan: JltPlan) -> Tensor:
         rows = memory.new_empty(ids.numel(), plan.embedding_dim)
         for block, ids_of, feature_of in _blocks(ids, feature, plan.rows):
             rows[block] = _product(memory, columns, ids_of, feature_of, plan)
         return rows.view(*ids.shape, plan.embedding_dim)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, JltGroup], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, JltPlan], output: Tensor) -> None:
         _, columns, ids, feature, ctx.plan = inputs
         ctx.save_for_backward(columns, ids, feature)
 
@@ -271,18 +258,17 @@ def _blocks(ids: Tensor, feature: Tensor, entries_per_id: int) -> Iterator[tuple
 
 
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> JltEmbeddingBagCollection:
-    """Raises ValueError where the fewest rows of M are more than the budget, and for a gaussian S that is too large."""
-    module = JltEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-    )
-    request.check_reached(f"jlt with {module.rows} rows", module.compression)
-    return module
+    """Return the module that is asked for.
+
+    Raises CompressionRefused where the fewest rows of M are more than the budget, ValueError for a gaussian S that is
+    too large.
+    """
+    least = options.nonzeros if options.sketch == "sparse" else 1
+    return JltEmbeddingBagCollection.build(f"jlt with {least} rows", tables, options, request)
 
 
 def cell(module: JltEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row][col] = Σ_r S[r, i] · M[r][col] in plain Python numbers: the oracle of the lookup.
+    """Return E_t[row][col] = Σ_r S[r, i] · M[r][col] in plain Python numbers: the oracle of the lookup.
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
@@ -294,12 +280,15 @@ def cell(module: JltEmbeddingBagCollection, table: int, row: int, col: int) -> f
 def sketch_column(module: JltEmbeddingBagCollection, table: int, row: int) -> dict[int, float]:
     """Row of S -> its entry, of the non-zeros in the column of that row of the table, in plain Python numbers."""
     k, s = module.rows, module.nonzeros
-    if module.sketch == "gaussian":
+    if module.options.sketch == "gaussian":
         start = sum(config.num_embeddings for config in module.embedding_bag_configs()[:table])
         return dict(enumerate(module.columns[start + row].tolist()))
-    if module.sketch == "achlioptas":
+    if module.options.sketch == "achlioptas":
         places = {r: module.word_hash.location(table, row, r, 6) for r in range(k)}
         return {r: (1 - 2 * place) * (3 / k) ** 0.5 for r, place in places.items() if place < 2}
     places = [j * (k // s) + module.word_hash.location(table, row, j, k // s) for j in range(s)]
     signs = [1 - 2 * module.sign_hash.location(table, row, j, 2) for j in range(s)]
     return {place: sign / s**0.5 for place, sign in zip(places, signs, strict=True)}
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell)

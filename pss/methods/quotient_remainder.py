@@ -39,26 +39,28 @@ hash no quotients; their larger table is that of the quotients. Default is their
 """
 
 import math
+import operator
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest
-from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate
-from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
-from pss.table_sizes import PIECES, Partitions, count_enough_rows, divide_rows, place_partitions, row_widths
+from pss.method import EmbeddingMethod, EmbeddingRequest
+from pss.methods.hashing_trick import divide_rows
+from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions, read_chunks
 
-placement: Literal["replicate", "shard"] = "replicate"
-
-COMBINE = ("mult", "add", "concat", "chunked")
+PIECES = ("concat", "chunked")
+"""Ways to combine in which a row of every partition is a piece of the row, not as long as it."""
 
 
 class Options(SharedArrayOptions):
-    """Keys of [embedding.quotient_remainder]."""
+    """Options of quotient-remainder embeddings."""
 
     combine: Literal["mult", "add", "concat", "chunked"] = Field("mult")
     """What is made of the rows of the small tables: their product, sum or concatenation; chunked = concatenation with
@@ -69,7 +71,17 @@ class Options(SharedArrayOptions):
     """Of chunked and of hashed quotients; affine and authors correlate the pieces of chunked (pss.hashing)."""
 
 
-class QuotientRemainderGroup(NamedTuple):
+class Partitions(NamedTuple):
+    """How one table is stored; lists are by partition p."""
+
+    rows: list[int]  # m_p
+    starts: list[int]  # where M_p begins in memory
+    strides: list[int]  # m_1 · … · m_{p-1}: q_p = i // stride
+    is_hashed: list[bool]  # r_p = h_p(i // last stride) mod m_p instead of q_p mod m_p
+    is_stored: list[bool]  # otherwise the table is stored whole and M_p stands for a factor 1, a summand 0
+
+
+class QuotientRemainderPlan(NamedTuple):
     """What the lookup of one group of features needs: see `quotient_remainder_rows`."""
 
     combine: str
@@ -84,91 +96,72 @@ class QuotientRemainderEmbeddingBagCollection(SharedArrayEmbeddingBagCollection)
     """A drop-in for TorchRec's `EmbeddingBagCollection`; the small tables of all lie one after the other in the one
     parameter `memory` (|M|,) fp32.
 
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; see the base classes for the choices it leaves.
-        device: of `memory`; None is torch's default device.
-        compression: asked parameters of the full tables / |M|, at least 1. The one obtained (`compression`) is no
-            lower, except where one row in each partition of every table is all there is.
-        combine: "mult", "add", "concat" or "chunked": see the module's docstring.
-        partitions: k, at least 2.
-        hash_family: "independent", "affine" or "authors", see pss.hashing.
-        gradient: "dense", "sparse" or "auto", see pss.shared_array.
-        seed: of the hash and of the initial memory.
-        init_scale: at least 0; the tables start with standard deviation init_scale / √3.
-
-    Raises ValueError naming the argument for values out of these ranges, for more rows than the hash can reach, and
-    for concat and chunked naming a table whose embedding_dim is below partitions.
+    The compression reached is no lower than asked, except where one row in each partition of every table is all there
+    is. Besides what the base class raises: ValueError for more rows than the hash can reach, and for concat and chunked
+    naming a table whose embedding_dim is below partitions.
     """
 
-    _plan: list[QuotientRemainderGroup]
+    OPTIONS = Options
+    options: Options
+    _plan: list[QuotientRemainderPlan]
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1000.0,
-        combine: str = "mult",
-        partitions: int = 2,
-        hash_family: str = "independent",
-        gradient: str = "auto",
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted, gradient=gradient, seed=seed, init_scale=init_scale)
-        if combine not in COMBINE:
-            raise ValueError(f"combine {combine!r} is unknown: known are {list(COMBINE)}")
-        if partitions < 2:
-            raise ValueError(f"partitions must be at least 2, not {partitions}")
-        for table in tables if combine in PIECES else []:
-            if table.embedding_dim < partitions:
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        tables, options = self.embedding_bag_configs(), self.options
+        for table in tables if options.combine in PIECES else []:
+            if table.embedding_dim < options.partitions:
                 size = f"table {table.name!r} has embedding_dim {table.embedding_dim}"
-                raise ValueError(f"{size}, too few for the {partitions} partitions of combine = {combine!r}")
-        self.combine, self.partitions = combine, partitions
-        self.location_hash = build_hash(hash_family, seed, [table.num_embeddings for table in tables])
-        memory_size = self._place_tables(self.parameter_budget(compression))
-        self._plan = [self._group_plan(group) for group in range(len(self._groups))]
-        self._allocate(memory_size, device)
+                raise ValueError(
+                    f"{size}, too few for the {options.partitions} partitions of combine = {options.combine!r}"
+                )
+        self.location_hash = build_hash(options.hash_family, self.seed, [table.num_embeddings for table in tables])
+        self.memory_size = self._place_tables(self.parameter_budget(compression))
+        self._plan = [self._plan_group(group) for group in range(len(self._groups))]
 
     def _place_tables(self, budget: int) -> int:
         """Set `stored`, how each table is. Returns |M|."""
-        tables, k = self.embedding_bag_configs(), self.partitions
+        tables, k = self.embedding_bag_configs(), self.options.partitions
         sizes, dims = [table.num_embeddings for table in tables], [table.embedding_dim for table in tables]
-        widths = [row_widths(self.combine, k, dim) for dim in dims]
-        enough = [count_enough_rows(self.combine, of_table, size) for size, of_table in zip(sizes, widths, strict=True)]
+        widths = [row_widths(self.options.combine, k, dim) for dim in dims]
+        enough = [
+            count_enough_rows(self.options.combine, of_table, size)
+            for size, of_table in zip(sizes, widths, strict=True)
+        ]
         if sum(rows * dim for rows, dim in zip(enough, dims, strict=True)) <= budget:
             least, most = enough, sizes
         else:
-            least, most = [min(size, 1 if self.combine in PIECES else k) for size in sizes], enough
+            least, most = [min(size, 1 if self.options.combine in PIECES else k) for size in sizes], enough
         self.stored, end = [], 0
         table_rows = divide_rows([1.0] * len(tables), least, most, dims, budget)
         for size, rows, of_table in zip(sizes, table_rows, widths, strict=True):
-            partitions, end = place_partitions(self.combine, of_table, size, rows, end)
+            partitions, end = place_partitions(self.options.combine, of_table, size, rows, end)
             self.stored.append(partitions)
         hashed = [max(partitions.rows) for partitions in self.stored if partitions.is_hashed[-1]]
         self.location_hash.check_slots(max(hashed, default=1))
         return end
 
-    def _group_plan(self, group: int) -> QuotientRemainderGroup:
+    def _plan_group(self, group: int) -> QuotientRemainderPlan:
         _, tables, dim, _ = self._groups[group]
-        return QuotientRemainderGroup(
-            combine=self.combine,
-            widths=row_widths(self.combine, self.partitions, dim),
+        return QuotientRemainderPlan(
+            combine=self.options.combine,
+            widths=row_widths(self.options.combine, self.options.partitions, dim),
             stored=[self.stored[table] for table in tables],
             is_hashing=any(self.stored[table].is_hashed[-1] for table in tables),
             slots=self.location_hash.max_slots,
-            location=self.location_hash.constants(tables, self.partitions),
+            location=self.location_hash.constants(tables, self.options.partitions),
         )
 
     def reset_parameters(self) -> None:
         """memory anew, the same for the same seed, the tables' standard deviation init_scale / √3; nothing on the meta
         device."""
         super().reset_parameters()
-        if self.combine in PIECES or self.init_scale == 0 or self.memory.device.type == "meta":
+        if self.options.combine in PIECES or self.init_scale == 0 or self.memory.device.type == "meta":
             return
         target = self.init_scale / 3**0.5
-        std = target ** (1 / self.partitions) if self.combine == "mult" else target / self.partitions**0.5
+        std = (
+            target ** (1 / self.options.partitions)
+            if self.options.combine == "mult"
+            else target / self.options.partitions**0.5
+        )
         for config, partitions in zip(self.embedding_bag_configs(), self.stored, strict=True):
             if all(partitions.is_stored):  # not a table stored whole, which has the right spread already
                 end = partitions.starts[-1] + partitions.rows[-1] * config.embedding_dim
@@ -177,31 +170,31 @@ class QuotientRemainderEmbeddingBagCollection(SharedArrayEmbeddingBagCollection)
 
     def elements_per_row(self) -> int:
         """Elements of `memory` that one id of every feature reads together."""
-        return super().elements_per_row() * (1 if self.combine in PIECES else self.partitions)
+        return super().elements_per_row() * (1 if self.options.combine in PIECES else self.options.partitions)
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return quotient_remainder_rows(self.memory, ids, feature, self._plan[group], self.gradient)
 
-    def _options(self) -> dict[str, int | str | bool]:
+    def _identity(self) -> dict[str, int | str | bool]:
         return {
             "memory_size": self.memory_size,
-            "combine": self.combine,
-            "partitions": self.partitions,
+            "combine": self.options.combine,
+            "partitions": self.options.partitions,
             "table_rows": " ".join("x".join(map(str, partitions.rows)) for partitions in self.stored),
-            "hash_family": self.location_hash.name,
+            "hash_family": self.options.hash_family,
             "seed": self.seed,
         }
 
 
 @torch.fx.wrap
 def quotient_remainder_rows(
-    memory: Tensor, ids: Tensor, feature: Tensor, plan: QuotientRemainderGroup, gradient: str = "dense"
+    memory: Tensor, ids: Tensor, feature: Tensor, plan: QuotientRemainderPlan, gradient: str = "dense"
 ) -> Tensor:
     """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
-    group; gradient: see pss.chunks. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids are
-    not validated.
+    group; gradient: see pss.shared_array. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids
+    are not validated.
     """
     rows = torch.tensor([of.rows for of in plan.stored], dtype=torch.int64, device=ids.device)[feature]  # (..., k)
     starts = torch.tensor([of.starts for of in plan.stored], dtype=torch.int64, device=ids.device)[feature]
@@ -235,34 +228,104 @@ def _read_pieces(memory: Tensor, locations: Tensor, widths: list[int], gradient:
     return torch.cat([pieces, shorter.flatten(-2)], dim=-1)
 
 
+def split_evenly(total: int, parts: int) -> list[int]:
+    """Integers that sum to total, the largest first, the smallest at most one less."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def row_widths(combine: str, partitions: int, embedding_dim: int) -> list[int]:
+    """Elements of one row of each partition."""
+    return split_evenly(embedding_dim, partitions) if combine in PIECES else [embedding_dim] * partitions
+
+
+def smallest_radices(partitions: int, num_embeddings: int) -> list[int]:
+    """The integers with the smallest sum, the largest first, whose product is num_embeddings or more."""
+    low, high = partitions - 1, partitions - 1 + num_embeddings  # sums: too small, large enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_enough = math.prod(split_evenly(middle, partitions)) >= num_embeddings
+        low, high = (low, middle) if is_enough else (middle, high)
+    return split_evenly(high, partitions)
+
+
+def largest_first(widths: list[int], num_embeddings: int, budget: int) -> list[int]:
+    """Radices with a product of num_embeddings or more, the first as large as a budget of parameters allows."""
+
+    def radices(first: int) -> list[int]:
+        return [first, *smallest_radices(len(widths) - 1, -(-num_embeddings // first))]
+
+    low, high = smallest_radices(len(widths), num_embeddings)[0], num_embeddings
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_within = count_parameters(radices(middle), widths) <= budget
+        low, high = (middle, high) if is_within else (low, middle)
+    return radices(low)
+
+
+def count_parameters(rows: list[int], widths: list[int]) -> int:
+    return sum(m * width for m, width in zip(rows, widths, strict=True))
+
+
+def count_enough_rows(combine: str, widths: list[int], num_embeddings: int) -> int:
+    """c_t: the fewest rows of d with which every id has a combination of its own, or is stored by itself."""
+    if combine == "chunked":
+        return num_embeddings
+    row_size = sum(widths) if combine in PIECES else widths[0]
+    parameters = count_parameters(smallest_radices(len(widths), num_embeddings), widths)
+    return min(num_embeddings, -(-parameters // row_size))
+
+
+def place_partitions(
+    combine: str, widths: list[int], num_embeddings: int, table_rows: int, start: int
+) -> tuple[Partitions, int]:
+    """How a table is stored in R_t = table_rows rows of d, at most num_embeddings, from `start` on; where it ends."""
+    k, is_whole = len(widths), table_rows == num_embeddings
+    strides, is_hashed, is_stored = [1] * k, [False] * k, [True] * k
+    if combine == "chunked":
+        rows, is_hashed = [table_rows] * k, [not is_whole] * k
+    elif combine in PIECES and (left := table_rows * sum(widths) - num_embeddings * widths[0]) >= sum(widths[1:]):
+        rows = [num_embeddings] + [left // sum(widths[1:])] * (k - 1)
+    elif is_whole:
+        rows, is_stored = [num_embeddings] + [1] * (k - 1), [True] + [False] * (k - 1)
+    else:
+        rows = [table_rows] * k if combine in PIECES else split_evenly(table_rows, k)
+        is_hashed[-1] = math.prod(rows) < num_embeddings
+        if not is_hashed[-1]:
+            rows = largest_first(widths, num_embeddings, count_parameters(rows, widths))
+        strides = [min(stride, num_embeddings) for stride in accumulate([1, *rows[:-1]], operator.mul)]
+    sizes = [m * width if stored else 0 for m, width, stored in zip(rows, widths, is_stored, strict=True)]
+    *starts, end = accumulate(sizes, initial=start)
+    starts = [at if stored else start for at, stored in zip(starts, is_stored, strict=True)]
+    return Partitions(rows, starts, strides, is_hashed, is_stored), end
+
+
 def build(
     tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest
 ) -> QuotientRemainderEmbeddingBagCollection:
-    """Raises ValueError where a row in each partition of every table is more than the budget, and where a table has
-    fewer dimensions than pieces."""
-    module = QuotientRemainderEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-    )
-    request.check_reached("quotient_remainder", module.compression)
-    return module
+    """Return the module that is asked for.
+
+    Raises CompressionRefused where a row in each partition of every table is more than the budget, ValueError where a
+    table has fewer dimensions than pieces.
+    """
+    return QuotientRemainderEmbeddingBagCollection.build("quotient_remainder", tables, options, request)
 
 
 def cell(module: QuotientRemainderEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
+    """Return E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
     config, stored = module.check_cell(table, row, col), module.stored[table]
     digits = _digits(module, table, row)
-    if module.combine in ("mult", "add"):
+    if module.options.combine in ("mult", "add"):
         places = [
             start + digit * config.embedding_dim + col for start, digit in zip(stored.starts, digits, strict=True)
         ]
         values = [module.memory[at].item() for at, is_stored in zip(places, stored.is_stored, strict=True) if is_stored]
-        return math.prod(values) if module.combine == "mult" else sum(values)
-    short, longer = divmod(config.embedding_dim, module.partitions)  # the first `longer` pieces have short + 1 columns
+        return math.prod(values) if module.options.combine == "mult" else sum(values)
+    short, longer = divmod(
+        config.embedding_dim, module.options.partitions
+    )  # the first `longer` pieces have short + 1 columns
     piece, offset = divmod(col, short + 1)
     if piece >= longer:
         piece, offset = divmod(col - longer, short)
@@ -276,7 +339,7 @@ def _digits(module: QuotientRemainderEmbeddingBagCollection, table: int, row: in
     location, slots = module.location_hash.location, module.location_hash.max_slots
     if rows[0] == num_embeddings:
         return [row % m for m in rows]
-    if module.combine == "chunked":
+    if module.options.combine == "chunked":
         return [location(table, row, piece, slots) % m for piece, m in enumerate(rows)]
     digits, quotient = [], row
     for m in rows[:-1]:
@@ -285,3 +348,6 @@ def _digits(module: QuotientRemainderEmbeddingBagCollection, table: int, row: in
     if math.prod(rows) < num_embeddings:
         quotient = location(table, quotient, len(digits), slots) % rows[-1]
     return [*digits, quotient]
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell)

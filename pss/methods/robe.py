@@ -24,26 +24,23 @@ and j = 0 where Z > d, since a block of several rows could not be in the parts o
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from configs.request import EmbeddingRequest
-from pss.chunks import read_chunks
 from pss.hashing import HashConstants, HashFamilyName, build_hash, locate, mix64
-from pss.kernel_lookup import KernelEmbeddingBagCollection, KernelOptions
-from pss.kernels.robe_group import RobeGroup
+from pss.kernels.collection import KernelEmbeddingBagCollection, KernelOptions
+from pss.kernels.plan import RobePlan
+from pss.method import EmbeddingMethod, EmbeddingRequest, MethodOptions
+from pss.shared_array import read_chunks
 from pss.tiers import NO_PRIVATE_ROWS, Tiers, check_counts, check_tiers, solve_private_rows, solve_tiers
-
-placement: Literal["replicate", "shard"] = "replicate"
 
 
 class Options(KernelOptions):
-    """Keys of [embedding.robe]."""
+    """Options of ROBE."""
 
     block_size: int = Field(8, ge=1)
     """Z, the consecutive elements of M that a block reads: 1 is HashedNet; longer blocks are faster up to about 16,
@@ -70,103 +67,87 @@ class Options(KernelOptions):
         return tiers
 
 
+class MemorySize(MethodOptions):
+    """An option of classes, not of config files."""
+
+    memory_size: int | None = Field(default=None, ge=1)
+    """|M|; overrides compression. At least block_size."""
+
+
+class RobeArguments(Options, MemorySize):
+    """Options of the class: those of the config, and what other methods make of ROBE."""
+
+    flattened: bool | None = None
+    """Blocks of the flattened table instead of chunks of a row; None = where Z > d, see the formula."""
+    private_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of M for private rows of the ids seen most often, see pss.tiers."""
+
+    @model_validator(mode="after")
+    def _parts_of_the_array_have_whole_rows(self) -> "RobeArguments":
+        if self.is_divided and (self.circular or self.flattened):
+            raise ValueError("tiers and private rows need circular = False and rows that are not flattened")
+        if self.memory_size is not None and self.memory_size < self.block_size:
+            raise ValueError(f"memory_size must be at least block_size = {self.block_size}, not {self.memory_size}")
+        return self
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether frequent and rare ids read different parts of M."""
+        return len(self.tiers) > 0 or self.private_share > 0
+
+
 class RobeEmbeddingBagCollection(KernelEmbeddingBagCollection):
     """A drop-in for TorchRec's `EmbeddingBagCollection` whose tables share the one parameter `memory` (|M|,) fp32.
 
-    Args:
-        tables, is_weighted: as for `EmbeddingBagCollection`; see the base classes for the choices it leaves.
-        device: of `memory`; None is torch's default device.
-        compression: asked parameters of the full tables / |M|, at least 1. |M| = max(⌊full / compression⌋, block_size):
-            the compression obtained (`compression`) is no lower, except where one block is all there is.
-        memory_size: |M|, overrides compression; at least block_size.
-        block_size: Z, at least 1.
-        hash_family: "independent", "affine" or "authors", see pss.hashing.
-        signed: multiply each block by a hashed sign.
-        circular: blocks wrap around the end of M.
-        tiers: pairs of a count and a share, see pss.tiers.
-        private_share: share of M for private rows of the ids seen most often, see pss.tiers.
-        id_counts: how often each id occurs in training, (num_embeddings,) for every table, falling from row 1 on;
-            needed for tiers and private rows.
-        flattened: blocks of the flattened table instead of chunks of a row; None = where Z > d, see above.
-        gradient: "dense", "sparse" or "auto", see pss.shared_array.
-        kernel: "auto" or "plain", PyTorch's own operators even where there are kernels.
-        fused_update: whoever makes the optimizer is asked to call `fuse_update` with it.
-        seed: of the hash and of the initial memory.
-        init_scale: at least 0.
+        RobeEmbeddingBagCollection(tables, compression=1000, block_size=8)
 
-    Raises ValueError naming the argument for values out of these ranges, for more slots than the hash can reach, and
-    for flattened tables of 2^63 elements or more where Z < d.
+    |M| = max(⌊full parameters / compression⌋, block_size), so the compression reached is no lower than asked, except
+    where one block is all there is. id_counts, falling from row 1 on, are needed for tiers and private rows.
+
+    Besides what the base class raises: ValueError for more slots than the hash can reach, and for flattened tables of
+    2^63 elements or more where Z < d.
     """
 
-    _plan: list[RobeGroup]
+    OPTIONS = RobeArguments
+    options: RobeArguments
+    _plan: list[RobePlan]  # again: TorchScript reads the annotations of one class alone
 
-    def __init__(
-        self,
-        tables: list[EmbeddingBagConfig],
-        is_weighted: bool = False,
-        device: torch.device | None = None,
-        *,
-        compression: float = 1000.0,
-        memory_size: int | None = None,
-        block_size: int = 8,
-        hash_family: str = "independent",
-        signed: bool = False,
-        circular: bool = False,
-        flattened: bool | None = None,
-        tiers: Sequence[Sequence[float]] = (),
-        private_share: float = 0.0,
-        id_counts: Sequence[np.ndarray] | None = None,
-        gradient: str = "auto",
-        kernel: str = "auto",
-        fused_update: bool = False,
-        seed: int = 0,
-        init_scale: float = 0.01,
-    ) -> None:
-        super().__init__(tables, is_weighted, gradient=gradient, seed=seed, init_scale=init_scale)
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1, not {block_size}")
-        if not 0 <= private_share < 1:
-            raise ValueError(f"private_share must be at least 0 and below 1, not {private_share}")
-        is_divided = len(tiers) > 0 or private_share > 0
-        if is_divided and (circular or flattened):
-            raise ValueError("tiers and private rows need circular = False and rows that are not flattened")
-        self._stored_bounds = len(tables) * (len(tiers) + 2 * (private_share > 0))
+    def _lay_out(self, compression: float, id_counts: Sequence[np.ndarray] | None) -> None:
+        options, tables = self.options, self.embedding_bag_configs()
+        block_size, memory_size = options.block_size, options.memory_size
+        self._stored_bounds = len(tables) * (len(options.tiers) + 2 * (options.private_share > 0))
         if memory_size is None:
             memory_size = max(self.parameter_budget(compression) - 2 * self._stored_bounds, block_size)
-        if memory_size < block_size:
-            raise ValueError(f"memory_size must be at least block_size = {block_size}, not {memory_size}")
-        self.block_size, self.signed, self.circular, self.flattened = block_size, signed, circular, flattened
         self.memory_size = memory_size
         self.private, self.tiers = NO_PRIVATE_ROWS, Tiers([0], [memory_size], [])
-        if is_divided:
+        if options.is_divided:
             id_counts = check_counts(tables, id_counts)
-            self.private = solve_private_rows(tables, id_counts, int(private_share * memory_size))
-            self.tiers = solve_tiers(tiers, id_counts, self.private.size, memory_size, block_size)
-        self.slots = [size if circular else size - block_size + 1 for size in self.tiers.sizes]
+            self.private = solve_private_rows(tables, id_counts, int(options.private_share * memory_size))
+            self.tiers = solve_tiers(options.tiers, id_counts, self.private.size, memory_size, block_size)
+        self.slots = [size if options.circular else size - block_size + 1 for size in self.tiers.sizes]
         rows = [table.num_embeddings for table in tables]
-        self.location_hash = build_hash(hash_family, seed, rows)
-        self.sign_hash = build_hash(hash_family, mix64(seed + 1), rows)
+        self.location_hash = build_hash(options.hash_family, self.seed, rows)
+        self.sign_hash = build_hash(options.hash_family, mix64(self.seed + 1), rows)
         self.location_hash.check_slots(max(self.slots))
-        self._plan = [self._group_plan(group) for group in range(len(self._groups))]
-        self._set_kernel(kernel, fused_update)
-        self._allocate(memory_size, device)
+        self._plan = [self._plan_group(group) for group in range(len(self._groups))]
 
     def is_flattened(self, embedding_dim: int) -> bool:
-        """Whether tables of that dimension are read in blocks of the flattened table."""
-        if self.flattened is None:
+        """Return whether tables of that dimension are read in blocks of the flattened table."""
+        options = self.options
+        if options.flattened is None:
             is_divided = self.private.size > 0 or len(self.tiers.bounds) > 0
-            return self.block_size > embedding_dim and self.location_hash.name != "authors" and not is_divided
-        return self.flattened
+            return options.block_size > embedding_dim and options.hash_family != "authors" and not is_divided
+        return options.flattened
 
-    def _group_plan(self, group: int) -> RobeGroup:
+    def _plan_group(self, group: int) -> RobePlan:
         tables, dim = self._groups[group].tables, self._groups[group].embedding_dim
         is_flattened = self.is_flattened(dim)
         if is_flattened:
-            _check_flattened([self.embedding_bag_configs()[table] for table in tables], self.block_size)
-        chunks = 1 if is_flattened else -(-dim // self.block_size)
-        return RobeGroup(
+            _check_flattened([self.embedding_bag_configs()[table] for table in tables], self.options.block_size)
+        chunks = 1 if is_flattened else -(-dim // self.options.block_size)
+        return RobePlan(
             embedding_dim=dim,
-            block_size=self.block_size,
+            block_size=self.options.block_size,
             memory_size=self.memory_size,
             starts=self.tiers.starts,
             slots=self.slots,
@@ -175,30 +156,30 @@ class RobeEmbeddingBagCollection(KernelEmbeddingBagCollection):
             private_starts=[self.private.starts[table] for table in tables] if self.private.size else [],
             is_mean=self._groups[group].is_mean,
             is_flattened=is_flattened,
-            is_circular=self.circular,
+            is_circular=self.options.circular,
             location=self.location_hash.constants(tables, chunks),
-            signs=[self.sign_hash.constants(tables, chunks)] if self.signed else [],
+            signs=[self.sign_hash.constants(tables, chunks)] if self.options.signed else [],
         )
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
         return robe_rows(self.memory, ids, feature, self._plan[group], self.gradient)
 
-    def _options(self) -> dict[str, int | str | bool]:
+    def _identity(self) -> dict[str, int | str | bool]:
         return {
             "memory_size": self.memory_size,
-            "block_size": self.block_size,
-            "hash_family": self.location_hash.name,
-            "signed": self.signed,
-            "circular": self.circular,
-            "flattened": str(self.flattened),
+            "block_size": self.options.block_size,
+            "hash_family": self.options.hash_family,
+            "signed": self.options.signed,
+            "circular": self.options.circular,
+            "flattened": str(self.options.flattened),
             "tiers": str(self.tiers),
             "private": str(self.private),
             "seed": self.seed,
         }
 
-    def stored_bytes(self) -> int:
-        """Bytes of M, and of the first rows of tiers and private rows."""
-        return super().stored_bytes() + 8 * self._stored_bounds
+    def stored_numbers(self) -> int:
+        """Return the number of first rows of tiers and private rows."""
+        return self._stored_bounds
 
 
 def _check_flattened(tables: Sequence[EmbeddingBagConfig], block_size: int) -> None:
@@ -209,12 +190,12 @@ def _check_flattened(tables: Sequence[EmbeddingBagConfig], block_size: int) -> N
 
 
 @torch.fx.wrap
-def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gradient: str = "dense") -> Tensor:
+def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan, gradient: str = "dense") -> Tensor:
     """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
-    group; gradient: see pss.chunks. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids are
-    not validated.
+    group; gradient: see pss.shared_array. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids
+    are not validated.
     """
     if plan.is_flattened:
         return _flattened_rows(memory, ids, feature, plan, gradient)
@@ -232,7 +213,7 @@ def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gra
     return rows if rows.size(-1) == plan.embedding_dim else rows.narrow(-1, 0, plan.embedding_dim)
 
 
-def _divided(locations: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup) -> Tensor:
+def _divided(locations: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan) -> Tensor:
     """Locations (..., chunks) in the first tier, as if it began at 0 -> in the part of M where each id belongs."""
     locations = locations + plan.starts[0]
     for tier in range(1, len(plan.starts)):
@@ -249,7 +230,7 @@ def _divided(locations: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup) -
     return locations
 
 
-def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobeGroup, gradient: str) -> Tensor:
+def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan, gradient: str) -> Tensor:
     """`robe_rows` where blocks are those of the flattened table: a row lies in up to ⌈(d - 1) / Z⌉ + 1 of them.
 
     row·d may exceed 63 bits; with row = a·Z + b it starts in block a·d + (b·d) // Z, at offset (b·d) % Z.
@@ -278,32 +259,28 @@ def _signs(blocks: Tensor, feature: Tensor, constants: HashConstants) -> Tensor:
 
 
 def build(tables: list[EmbeddingBagConfig], options: Options, request: EmbeddingRequest) -> RobeEmbeddingBagCollection:
-    """Raises ValueError where one block is more than the budget."""
-    module = RobeEmbeddingBagCollection(
-        tables,
-        **request.arguments(),
-        **options.model_dump(),
-        id_counts=request.id_counts,
-    )
-    request.check_reached("robe", module.compression)
-    return module
+    """Return the module that is asked for. Raises CompressionRefused where one block is more than the budget."""
+    return RobeEmbeddingBagCollection.build("robe", tables, options, request)
 
 
 def cell(module: RobeEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
+    """Return E_t[row][col] by the formula above, in plain Python integers: the oracle of the lookup.
 
     Raises IndexError outside the table, where the lookup itself would return some other row's numbers.
     """
     config = module.check_cell(table, row, col)
     if module.is_flattened(config.embedding_dim):
-        (block, offset), chunk = divmod(row * config.embedding_dim + col, module.block_size), 0
+        (block, offset), chunk = divmod(row * config.embedding_dim + col, module.options.block_size), 0
     else:
-        block, (chunk, offset) = row, divmod(col, module.block_size)
+        block, (chunk, offset) = row, divmod(col, module.options.block_size)
     if 1 <= row < (module.private.bounds[table] if module.private.size else 0):
         address = module.private.starts[table] + row * config.embedding_dim + col
     else:
         tier = sum(row >= bounds[table] for bounds in module.tiers.bounds)
         location = module.location_hash.location(table, block, chunk, module.slots[tier])
         address = module.tiers.starts[tier] + location + offset
-    sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if module.signed else 1
+    sign = 1 - 2 * module.sign_hash.location(table, block, chunk, 2) if module.options.signed else 1
     return sign * module.memory[address % module.memory_size].item()
+
+
+METHOD = EmbeddingMethod(Options=Options, build=build, cell=cell)

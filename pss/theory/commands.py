@@ -159,9 +159,9 @@ def run_identical(asked: argparse.Namespace) -> None:
             for seed in range(asked.seeds):
                 shares.append(identical_share(asked.rows, asked.dim, size, asked.block_size, family, seed))
                 progress.advance(task)
-            found = [f"{100 * share:.3f} %" for share in (float(np.mean(shares)), min(shares), max(shares))]
+            texts = [f"{100 * share:.3f} %" for share in (float(np.mean(shares)), min(shares), max(shares))]
             some = f"{sum(share > 0 for share in shares)} of {asked.seeds}"
-            table.add_row(family, f"{megabytes:g} MB", f"{size:,}", *found, some)
+            table.add_row(family, f"{megabytes:g} MB", f"{size:,}", *texts, some)
     _print(table)
     _explain(
         "A hash with one multiplier for all chunks (affine) lets the same ids meet in all of them: how many hangs on "

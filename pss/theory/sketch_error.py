@@ -216,11 +216,11 @@ class _Blocks:
 
     def recover(self, compressed: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(S e_i)ᵀ M for i in rows, ascending: (rows, d)."""
-        found = [
+        parts = [
             columns[:, rows[(start <= rows) & (rows < stop)] - start].T @ compressed
             for start, stop, columns in self.draw(rows)
         ]
-        return np.concatenate(found) if found else compressed[:0]
+        return np.concatenate(parts) if parts else compressed[:0]
 
 
 def robe_size(rows: int, dim: int) -> int:

@@ -71,7 +71,7 @@ def _read_checkpoint(path: Path, name: str) -> np.ndarray:
         raise ValueError("it is no checkpoint: a run's are in checkpoints/step_<n>")
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
     keys = {
-        found[1]: key for key in stored if (found := _WEIGHT.search(key)) and not key.startswith(_OPTIMIZER)
+        match[1]: key for key in stored if (match := _WEIGHT.search(key)) and not key.startswith(_OPTIMIZER)
     }  # fmt: skip
     key = _choose(path, name, keys)
     description = stored[key]

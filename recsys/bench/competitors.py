@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from pss.chunks import sends_sparse_gradient
 from pss.methods.robe import RobeEmbeddingBagCollection
+from pss.shared_array import sends_sparse_gradient
 from recsys.bench.byte_bound import Storage, Traffic
 from recsys.bench.kernel_sizes import KernelBatch, KernelSize
 

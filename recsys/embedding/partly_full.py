@@ -21,13 +21,15 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from baselines.full import fill_initial_rows
-from configs.request import CompressionRefused, EmbeddingRequest
-from recsys.embedding.embedding_size import count_full_parameters, stored_bytes
+from pss.collection import EmbeddingHooks
+from pss.method import CompressionRefused, EmbeddingRequest
+from recsys.embedding.hooks import hooks_of
+from recsys.embedding.sizes import count_full_parameters, stored_bytes
 
 BuildMethod = Callable[[list[EmbeddingBagConfig], EmbeddingRequest], EmbeddingBagCollectionInterface]
 
 
-class PartlyFullEmbeddingBagCollection(EmbeddingBagCollectionInterface):
+class PartlyFullEmbeddingBagCollection(EmbeddingBagCollectionInterface, EmbeddingHooks):
     """A drop-in for TorchRec's `EmbeddingBagCollection` over tables of which `whole` holds some and `rest` the others.
 
     Both take the same KeyedJaggedTensor and ignore the features of the other. State dict: theirs, under their names.
@@ -71,8 +73,13 @@ class PartlyFullEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         """Bytes of the full tables in fp32 / `stored_bytes`."""
         return 4 * count_full_parameters(self._tables) / self.stored_bytes()
 
+    @property
+    def lookup_kernel(self) -> str:
+        """What looks up in the tables that are not whole."""
+        return hooks_of(self.rest).lookup_kernel
+
     def stored_bytes(self) -> int:
-        """Bytes of the whole tables and of what the method keeps for the others."""
+        """Return the bytes of the whole tables and of what the method keeps for the others."""
         return stored_bytes(self.whole) + stored_bytes(self.rest)
 
 

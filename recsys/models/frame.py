@@ -4,7 +4,7 @@
     logit = [Σ_f u_f + Σ_s w_s x_s] + terms of x and e_1, …, e_F, as the model has it          x (B, S): dense features
 
 The bracket is the first-order part, which some models have. Both kinds of table are in one collection
-(`recsys.embedding.embeddings.build_tables`), so one method stores both, the budget of a compression counts both, and
+(`recsys.embedding.tables.build_tables`), so one method stores both, the budget of a compression counts both, and
 both have the embeddings' optimizer: u is no part of the dense parameters. The weights w are: they are few.
 """
 
@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface, 
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.schema import Section
-from recsys.embedding.embeddings import is_first_order
+from recsys.embedding.tables import is_first_order
 
 
 class Model(ABC):

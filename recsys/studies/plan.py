@@ -15,12 +15,12 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.load import ConfigError, flatten, load_config, resolved
-from configs.request import CompressionRefused
 from configs.schema import RunConfig
+from pss.method import CompressionRefused
 from recsys.data.dataset import Dataset, count_ids
 from recsys.data.registry import build_dataset, find_dataset
-from recsys.embedding.embedding_size import count_parameters
-from recsys.embedding.embeddings import METHODS, build_embedding
+from recsys.embedding.registry import METHODS, build_embedding
+from recsys.embedding.sizes import count_parameters
 from recsys.runs.ranks import choose_device
 from recsys.studies.spec import Method, Source, Study, as_overrides
 from recsys.train.assemble import plan_tables

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from configs.load import ConfigError
 from configs.schema import Section
 from recsys.data.registry import DATASETS
-from recsys.embedding.embeddings import METHODS
+from recsys.embedding.registry import METHODS
 from recsys.models.registry import MODELS
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "configs" / "experiments"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from configs.load import resolved
 from configs.schema import RunConfig
 from recsys.data.batches import TrainingBatches
 from recsys.data.dataset import Dataset, count_ids
-from recsys.embedding.embedding_size import count_full_parameters, count_parameters, state_tensors, stored_bytes
-from recsys.embedding.embeddings import METHODS, build_embedding, build_tables
+from recsys.embedding.hooks import find_hooks
+from recsys.embedding.registry import METHODS, build_embedding
+from recsys.embedding.sizes import count_full_parameters, count_parameters, state_tensors, stored_bytes
+from recsys.embedding.tables import build_tables
 from recsys.models.registry import MODELS, build_model
 from recsys.runs.ranks import Ranks
 from recsys.runs.summary import Parameters, RunFacts
@@ -61,7 +63,7 @@ def assemble(config: RunConfig, dataset: Dataset, ranks: Ranks) -> Assembly:
     )
     if config.embedding.fit_to:
         source, sections = Path(config.embedding.fit_to), resolved(config, CHOICES)
-        error = start_from_trained(source, sections, model, embedding, method, tables, id_counts)
+        error = start_from_trained(source, sections, model, embedding, tables, id_counts)
         if ranks.is_first:
             print(f"tables fitted to those of {source}: relative error {error:.4f}", flush=True)
     prefix = next(name for name, module in model.named_modules() if module is embedding)
@@ -108,7 +110,7 @@ class TrainStep:
     ) -> None:
         self.model, self.optimizer, self.total_steps = model, optimizer, total_steps
         self.seed, self.ranks = seed, ranks
-        self.adaptive: list[Any] = [m for m in unwrapped(model).modules() if hasattr(m, "end_step")]
+        self.embeddings = list(find_hooks(unwrapped(model)).values())
         self.loss = nn.BCEWithLogitsLoss()
 
     def __call__(self, batch: Batch, step: int) -> torch.Tensor:
@@ -119,7 +121,7 @@ class TrainStep:
         loss = self.loss(logits, batch.labels)
         loss.backward()
         self.optimizer.step()
-        for module in self.adaptive:
+        for module in self.embeddings:
             module.end_step(step, self.total_steps)
         return loss.detach()
 

@@ -12,6 +12,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.load import resolved
 from configs.schema import RunConfig
+from pss.method import MethodOptions
 from recsys.data.dataset import Dataset
 from recsys.runs.ranks import Ranks, gather
 from recsys.runs.summary import BestPossible, BytesPerRank, Compression, Parameters, RunFacts
@@ -85,8 +86,9 @@ def identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     computes (`EXECUTION_ONLY` of its Options): none of them changes what a stored parameter means.
     """
     tables = resolved(config, CHOICES)
-    execution_only = getattr(type(config.embedding.options), "EXECUTION_ONLY", frozenset())
-    _drop_keys(tables["embedding"][config.embedding.method], execution_only)
+    options = config.embedding.options
+    if isinstance(options, MethodOptions):
+        _drop_keys(tables["embedding"][config.embedding.method], options.EXECUTION_ONLY)
     data = tables["data"]
     _drop_keys(data, _PLACES)
     _drop_keys(data[config.data.dataset], _PLACES)

@@ -1,8 +1,7 @@
 """Starting a compressed model from a trained one: its layers copied, its full tables fitted by the compressed ones.
 
 The source is the run directory of a finished run with full tables, sharded or not, that kept its best evaluation
-(`checkpoint.keep_best`). How the tables are fitted is the method's: `fit(module, tables)` in its file, or else least
-squares for a module that is linear in one shared array (`pss.compress`), rows weighted by how often their ids occur.
+(`checkpoint.keep_best`). How the tables are fitted is the method's: see `pss.collection.EmbeddingHooks.fit`.
 """
 
 import tomllib
@@ -20,8 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from configs.load import flatten
-from pss.least_squares import compress
-from pss.shared_array import SharedArrayEmbeddingBagCollection
+from recsys.embedding.hooks import hooks_of
 from recsys.train.checkpoint import BEST
 
 SHARED = ("data", "model")
@@ -33,7 +31,6 @@ def start_from_trained(
     sections: dict[str, Any],
     model: nn.Module,
     embedding: nn.Module,
-    method: Any,
     tables: Sequence[EmbeddingBagConfig],
     id_counts: Callable[[], Sequence[np.ndarray]],
 ) -> float:
@@ -64,19 +61,10 @@ def start_from_trained(
     model.load_state_dict(layers, strict=False)
     # Sharded tables of one column are stored wider (baselines.sharded): the first columns are what is looked up.
     columns = [values[:, : table.embedding_dim] for values, table in zip(full, tables, strict=True)]
-    return fit(method, embedding, columns, id_counts)
-
-
-def fit(
-    method: Any, embedding: nn.Module, full: list[torch.Tensor], id_counts: Callable[[], Sequence[np.ndarray]]
-) -> float:
-    """Makes `embedding` stand for the full tables as well as it can; returns the relative error, see above."""
-    if hasattr(method, "fit"):
-        return method.fit(embedding, full)
-    if not isinstance(embedding, SharedArrayEmbeddingBagCollection):
-        raise ValueError(f"embedding.fit_to: {method.__name__.rpartition('.')[2]} cannot be fitted to trained tables")
-    # An id never seen in training has the row it started with: it matters a little, so that all slots are determined.
-    return compress(embedding, full, row_weights=[counts + 1e-3 for counts in id_counts()]).relative_error
+    try:
+        return hooks_of(embedding).fit(columns, id_counts)
+    except ValueError as error:
+        raise ValueError(f"embedding.fit_to: {error}") from error
 
 
 def _check_same(source: Path, sections: dict[str, Any]) -> None:

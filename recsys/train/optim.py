@@ -20,6 +20,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from configs.schema import DenseOptimizerName, OptimizerSection
+from recsys.embedding.hooks import find_hooks
 from recsys.train.parallelism import unwrapped
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
@@ -58,11 +59,11 @@ def build_optimizers(model: nn.Module, embedding_names: Iterable[str], section: 
         for key, parameters, rule in (("dense", named, dense_rule), ("embedding", embedding, embedding_rule))
         if parameters
     ]
-    for module in unwrapped(model).modules():
-        if getattr(module, "fused_update", False):
+    for hooks in find_hooks(unwrapped(model)).values():
+        if hooks.fused_update:
             wrapper = dict(parts)["embedding"]
             assert isinstance(wrapper, KeyedOptimizerWrapper)
-            module.fuse_update(wrapper._optimizer)  # type: ignore[operator]
+            hooks.fuse_update(wrapper._optimizer)
     if isinstance(model, DistributedModelParallel) and model.fused_optimizer.params:
         parts.append(("fused", model.fused_optimizer))
     return CombinedOptimizer(parts)  # type: ignore[arg-type]

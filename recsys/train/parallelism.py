@@ -13,6 +13,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from baselines import sharded
 from configs.schema import OptimizerSection, ParallelismSection
+from recsys.embedding.hooks import find_hooks
 
 
 def apply_parallelism(
@@ -31,7 +32,9 @@ def apply_parallelism(
         return sharded.shard(
             model,
             sharding=section.sharding,
-            optimizer=optimizer,
+            optimizer=sharded.FusedRule(
+                name=optimizer.embedding, learning_rate=optimizer.embedding_learning_rate, eps=optimizer.adagrad_eps
+            ),
             local_batch_size=local_batch_size,
             init_scale=init_scale,
             seed=seed,
@@ -56,11 +59,9 @@ def apply_parallelism(
 def _parameters_with_sparse_gradients(model: nn.Module, local_batch_size: int) -> dict[str, nn.Parameter]:
     """Of the modules that choose the form of their gradient, and now have to; equal on all ranks."""
     found = {}
-    for prefix, module in model.named_modules():
-        if hasattr(module, "settle_gradient"):
-            module.settle_gradient(local_batch_size)  # type: ignore[operator]
-            if module.gradient == "sparse":
-                found |= dict(module.named_parameters(prefix))
+    for prefix, hooks in find_hooks(model).items():
+        if hooks.choose_gradient(local_batch_size) == "sparse":
+            found |= dict(model.get_submodule(prefix).named_parameters(prefix))
     return found
 
 
@@ -101,6 +102,6 @@ def describe_placement(model: nn.Module, placement: str, embedding_bytes: int) -
         return sharded.describe_plan(model)
     ranks = range(dist.get_world_size())
     bytes_per_rank = dict.fromkeys(ranks, embedding_bytes)
-    kernels = [m.lookup_kernel for m in unwrapped(model).modules() if hasattr(m, "lookup_kernel")]
+    kernels = [hooks.lookup_kernel for hooks in find_hooks(unwrapped(model)).values()]
     kernel = kernels[0] if kernels else "dense"
     return [{"table": "all", "sharding": placement, "kernel": kernel, "bytes_per_rank": bytes_per_rank}]

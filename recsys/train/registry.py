@@ -2,7 +2,7 @@
 
 from configs.load import Choices
 from recsys.data.registry import DATASETS
-from recsys.embedding.embeddings import METHODS
+from recsys.embedding.registry import METHODS
 from recsys.models.registry import MODELS
 
 CHOICES: Choices = {

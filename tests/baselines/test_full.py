@@ -4,8 +4,8 @@ import torch
 
 from baselines import full
 from baselines.full import INITIAL_BLOCK_ROWS, fill_initial_rows
-from configs.request import EmbeddingRequest
-from recsys.embedding.embeddings import build_tables
+from pss.method import EmbeddingRequest
+from recsys.embedding.tables import build_tables
 
 
 def filled(rows, cols, **where):

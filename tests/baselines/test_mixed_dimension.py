@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import PoolingType
 
 from baselines import full, mixed_dimension
 from baselines.mixed_dimension import Block, MixedDimensionEmbeddingBagCollection, cell, divide_rows, solve_dims
-from configs.request import CompressionRefused, EmbeddingRequest
+from pss.method import CompressionRefused, EmbeddingRequest
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 KEYS = ["d", "a", "b", "c"]
@@ -255,7 +255,7 @@ def test_captures_and_empty_batches():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alpha": 1.5}, "alpha must be in"),
+        ({"alpha": 1.5}, "alpha must be at most 1, not 1.5"),
         ({"blocks": "ids"}, "blocks 'ids' is unknown"),
         ({"blocks": "popularity", "popularity_blocks": 0}, "popularity_blocks must be at least 1, not 0"),
         ({"id_counts": [np.ones(9)]}, "id_counts of table 'a' has 9 ids, not 10"),

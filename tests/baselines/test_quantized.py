@@ -10,7 +10,7 @@ from torchrec.modules.embedding_configs import PoolingType
 
 from baselines import full, quantized
 from baselines.quantized import QuantizedEmbeddingBagCollection, cell, row_bytes
-from configs.request import CompressionRefused, EmbeddingRequest
+from pss.method import CompressionRefused, EmbeddingRequest
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 BITS = [16, 8, 4, 2]
@@ -222,7 +222,7 @@ def test_tables_larger_than_the_machine_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bits": 3}, r"bits must be one of \(16, 8, 4, 2\) or 'auto', not 3"),
+        ({"bits": 3}, "bits 3 is unknown: known are 16, 8, 4, 2 or 'auto'"),
         ({"when": "never"}, "when 'never' is unknown"),
         (
             {"bits": 8, "tables": [table("a", 10, 2)]},

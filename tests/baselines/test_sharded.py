@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from baselines import full, sharded
-from configs.request import EmbeddingRequest
-from configs.schema import OptimizerSection, ParallelismSection, Section
+from configs.schema import OptimizerSection, ParallelismSection
+from pss.method import EmbeddingRequest
 from recsys.data.batches import build_batch
 from recsys.data.dataset import Rows
-from recsys.embedding.embeddings import build_tables
+from recsys.embedding.tables import build_tables
 from recsys.models.registry import build_model
 from recsys.train.optim import build_optimizers
 from recsys.train.parallelism import apply_parallelism, unwrapped
@@ -43,8 +43,10 @@ def train(rank, world_size, method, sharding, optimizer_name):
         adagrad_eps=1e-3,  # not small beside the gradients: its place in the formula shows, and noise does not grow
     )
     device = torch.device("cpu")
-    module = {"full": full, "sharded": sharded}[method]
-    embedding = module.build(build_tables(FEATURES, SIZES, DIM), Section(), EmbeddingRequest(init_scale=0.3, seed=5))
+    module = {"full": full, "sharded": sharded}[method].METHOD
+    embedding = module.build(
+        build_tables(FEATURES, SIZES, DIM), full.Options(), EmbeddingRequest(init_scale=0.3, seed=5)
+    )
     section = SimpleNamespace(**vars(MODEL), options=Options(bottom_mlp=(8,), top_mlp=(8,)))
     model = build_model(section, embedding, num_dense=NUM_DENSE, seed=1, device=device)
     prefix = "sparse_arch.embedding_bag_collection"
@@ -117,11 +119,11 @@ def _plan(rank, world_size, sharding, sizes=SIZES):
     device = torch.device("cpu")
     model = torch.nn.Module()
     model.embedding = sharded.build(
-        build_tables(FEATURES, sizes, DIM), Section(), EmbeddingRequest(init_scale=0.3, seed=5)
+        build_tables(FEATURES, sizes, DIM), full.Options(), EmbeddingRequest(init_scale=0.3, seed=5)
     )
-    section = OptimizerSection(dense_learning_rate=1.0, embedding_learning_rate=1.0)
+    rule = sharded.FusedRule(name="sgd", learning_rate=1.0, eps=1e-8)
     placed = sharded.shard(
-        model, sharding=sharding, optimizer=section, local_batch_size=8, init_scale=0.3, seed=5, device=device
+        model, sharding=sharding, optimizer=rule, local_batch_size=8, init_scale=0.3, seed=5, device=device
     )
     cells = []
     for table, rows in enumerate(SIZES):

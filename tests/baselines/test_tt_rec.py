@@ -14,8 +14,8 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from baselines import tt_rec
-from baselines.tt_rec import EMPTY, Options, TTRecEmbeddingBagCollection, cell, fit
-from configs.request import CompressionRefused, EmbeddingRequest
+from baselines.tt_rec import EMPTY, Options, TTRecEmbeddingBagCollection, cell
+from pss.method import CompressionRefused, EmbeddingRequest
 from tests.baselines.test_tt_cores import reconstruct
 from tests.baselines.tt_rec_tables import KEYS, cached_ids, mixed_kjt, mixed_tables, read, single
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
@@ -256,7 +256,7 @@ def test_fit_is_exact_at_full_ranks_and_falls_with_the_rank():
         read_all = KeyedJaggedTensor(["a", "b", "c"], torch.tensor([1, 0, 1]), lengths=torch.ones(3, dtype=torch.int64))
         module(read_all)
         module.end_step(1, 1)
-        errors.append(fit(module, trained))
+        errors.append(module.fit(trained))
         assert cached_ids(module) == set()
         assert module.read_counts.sum() == 0
         squares = [(materialise(module, cell, t) - trained[t]).square().sum().item() for t in range(3)]
@@ -266,7 +266,7 @@ def test_fit_is_exact_at_full_ranks_and_falls_with_the_rank():
         assert math.sqrt(sum(squares)) / norm >= 0.9 * errors[-1]
     assert errors == sorted(errors, reverse=True)
     with pytest.raises(ValueError, match="shapes"):
-        fit(module, trained[:2])
+        module.fit(trained[:2])
 
 
 def test_fit_finds_trains_again():
@@ -274,7 +274,7 @@ def test_fit_finds_trains_again():
     tables = [table("a", 100, 7), table("b", 64, 16)]
     low, high = (TTRecEmbeddingBagCollection(tables, rank=rank, seed=rank) for rank in (3, 4))
     rows = [materialise(low, cell, index) for index in range(2)]
-    assert fit(high, rows) < 1e-6
+    assert high.fit(rows) < 1e-6
     for index in range(2):
         torch.testing.assert_close(materialise(high, cell, index), rows[index], rtol=1e-4, atol=1e-7)
 

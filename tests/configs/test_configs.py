@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError, load_config, resolved, run_name
-from configs.request import EmbeddingRequest
 from configs.schema import RunConfig
+from pss.method import EmbeddingRequest
 from recsys.data.criteo_tsv import CARDINALITIES
-from recsys.embedding.embedding_size import count_full_parameters, count_parameters
-from recsys.embedding.embeddings import METHODS, build_tables
+from recsys.embedding.registry import METHODS
+from recsys.embedding.sizes import count_full_parameters, count_parameters
+from recsys.embedding.tables import build_tables
 from recsys.models.registry import MODELS
 from recsys.train.registry import CHOICES
 

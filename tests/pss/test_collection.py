@@ -1,10 +1,11 @@
 """The contract of TorchRec's EmbeddingBagCollection, kept by a method whose parameters are the tables themselves.
 
 `TableCollection` shares nothing, so the module it stands in for is the oracle: same numbers, keys and errors. The
-jagged arithmetic of pss.bags is tested here with it.
+jagged arithmetic is tested here with it.
 """
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +29,12 @@ from tests.pss.jagged import random_kjt, table
 class TableCollection(ComputedEmbeddingBagCollection):
     """All tables, flattened one after the other, in one parameter."""
 
-    def __init__(self, tables: list[EmbeddingBagConfig], is_weighted: bool = False) -> None:
-        super().__init__(tables, is_weighted)
-        sizes = [config.num_embeddings * config.embedding_dim for config in tables]
+    def _lay_out(self, compression: float, id_counts: Any) -> None:
+        sizes = [config.num_embeddings * config.embedding_dim for config in self.embedding_bag_configs()]
         self._starts = [[sum(sizes[:index]) for index in group.tables] for group in self._groups]
-        self.memory = nn.Parameter(torch.empty(sum(sizes)))
-        self.reset_parameters()
+
+    def _allocate(self, device: torch.device | None) -> None:
+        self.memory = nn.Parameter(torch.empty(self._full_parameters, device=device))
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.memory)
@@ -43,7 +44,7 @@ class TableCollection(ComputedEmbeddingBagCollection):
         start = torch.tensor(self._starts[group])[feature] + ids * dim
         return self.memory[start.unsqueeze(-1) + torch.arange(dim)]
 
-    def _options(self) -> dict[str, int | str | bool]:
+    def _identity(self) -> dict[str, int | str | bool]:
         return {}
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from configs.request import EmbeddingRequest
+from pss.method import EmbeddingRequest
 from pss.methods import frequency_robe, robe
 from pss.methods.robe import RobeEmbeddingBagCollection, cell
 from pss.tiers import check_counts, solve_private_rows, solve_tiers
@@ -129,7 +129,7 @@ def test_counts_that_do_not_fit_are_refused():
         check_counts(TABLES, [COUNTS[0], COUNTS[1][:4], COUNTS[2]])
     with pytest.raises(ValueError, match="id_counts of table 'd' rise"):
         check_counts(TABLES, [COUNTS[0], COUNTS[1], np.array([0, 1, 2])])
-    with pytest.raises(ValueError, match="private_share must be at least 0 and below 1, not 1"):
+    with pytest.raises(ValueError, match="private_share must be below 1, not 1"):
         RobeEmbeddingBagCollection(TABLES, private_share=1, id_counts=COUNTS)
     with pytest.raises(ValueError, match="need circular = False"):
         RobeEmbeddingBagCollection(TABLES, tiers=[[5, 0.1]], id_counts=COUNTS, circular=True)

@@ -1,4 +1,4 @@
-// What one lookup reads: the packed plan of pss/robe_group.py, and jagged ids in the order of the output.
+// What one lookup reads: the packed plan of pss/kernels/plan.py, and jagged ids in the order of the output.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,8 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
+
+#include "plan_layout.h"  // written by pss/kernels/plan.py when this is built
 
 namespace pss {
 
@@ -20,7 +22,7 @@ struct HashConstants {  // pss.hashing.HashConstants
   std::vector<u64> table_keys, chunk_keys;
 };
 
-struct Plan {  // pss.kernels.robe_group.RobeGroup, see `pack` there
+struct Plan {  // pss.kernels.plan.RobePlan
   i64 embedding_dim, block_size, memory_size, features, chunks, tiers;
   i64 chunk_size, rows_per_block;  // a chunk is a block, or a row where a block of the flattened table holds several
   bool is_mean, is_flattened, has_private_rows, is_signed;
@@ -30,22 +32,31 @@ struct Plan {  // pss.kernels.robe_group.RobeGroup, see `pack` there
   std::vector<i64> private_bounds, private_starts;
 
   explicit Plan(c10::IntArrayRef packed) {
-    const i64* next = packed.data();
-    auto number = [&] { return *next++; };
-    auto list = [&](auto& values, i64 size) { values.assign(next, next + size), next += size; };
-    embedding_dim = number(), block_size = number(), memory_size = number();
-    features = number(), chunks = number(), tiers = number();
-    is_mean = number(), is_flattened = number(), has_private_rows = number(), is_signed = number();
+    using namespace layout;
+    constexpr i64 kHead = kNumberCount + kArrayCount;
+    TORCH_CHECK(i64(packed.size()) > kHead && packed[kLayout] == kId,
+                "the packed plan has another layout than this kernel was built for");
+    TORCH_CHECK(packed[kHead - 1] == i64(packed.size()), "the packed plan has ", packed.size(), " numbers, not ",
+                packed[kHead - 1]);
+    const auto read = [&](Array array, auto& values) {
+      const i64 begin = array == 0 ? kHead : packed[kNumberCount + array - 1], end = packed[kNumberCount + array];
+      TORCH_CHECK(kHead <= begin && begin <= end && end <= i64(packed.size()), "the packed plan has no such array");
+      values.assign(packed.begin() + begin, packed.begin() + end);
+    };
+    embedding_dim = packed[kEmbeddingDim], block_size = packed[kBlockSize], memory_size = packed[kMemorySize];
+    features = packed[kFeatures], chunks = packed[kChunks], tiers = packed[kTiers];
+    is_mean = packed[kIsMean], is_flattened = packed[kIsFlattened];
     rows_per_block = is_flattened ? std::max<i64>(1, block_size / embedding_dim) : 1;
     chunk_size = std::min(block_size, embedding_dim);
-    const i64 keys = is_flattened ? 1 : chunks;
-    for (HashConstants* hash : {&location, &sign}) {
-      if (hash == &sign && !is_signed) break;
-      hash->multiplier = number(), list(hash->table_keys, features), list(hash->chunk_keys, keys);
-    }
-    list(starts, tiers), list(slots, tiers), list(bounds, (tiers - 1) * features);
-    if (has_private_rows) list(private_bounds, features), list(private_starts, features);
-    TORCH_CHECK(next == packed.end(), "the packed plan has ", packed.size(), " numbers, not ", next - packed.data());
+    location.multiplier = packed[kLocationMultiplier], sign.multiplier = packed[kSignMultiplier];
+    read(kLocationTableKeys, location.table_keys), read(kLocationChunkKeys, location.chunk_keys);
+    read(kSignTableKeys, sign.table_keys), read(kSignChunkKeys, sign.chunk_keys);
+    read(kStarts, starts), read(kSlots, slots), read(kBounds, bounds);
+    read(kPrivateBounds, private_bounds), read(kPrivateStarts, private_starts);
+    has_private_rows = !private_bounds.empty(), is_signed = !sign.table_keys.empty();
+    TORCH_CHECK(i64(location.table_keys.size()) == features && i64(starts.size()) == tiers &&
+                    i64(bounds.size()) == (tiers - 1) * features,
+                "the arrays of the packed plan do not fit its numbers");
   }
 
   i64 width_of(i64 chunk) const { return std::min(chunk_size, embedding_dim - chunk * chunk_size); }

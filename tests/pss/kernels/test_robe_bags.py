@@ -6,6 +6,8 @@ The rule for errors: at most twice that of plain PyTorch in float32 (gradients t
 import copy
 import threading
 from collections.abc import Iterator
+from enum import IntEnum
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from pss.kernels import robe_bags
-from pss.kernels.robe_group import pack, unpack
+from pss.kernels import plan, robe_bags
+from pss.kernels.plan import Array, Number, pack, unpack
 from pss.methods.robe import RobeEmbeddingBagCollection
 from tests.pss.jagged import random_kjt, table
 from tests.pss.kernels.lookups import LOOKUPS, build, in_float64, random_ids
@@ -106,7 +108,7 @@ def test_sparse_gradient_is_plain_pytorchs(name: str, threads: int):
     torch.testing.assert_close(ours.to_dense(), theirs.to_dense(), rtol=1e-5, atol=1e-5)
     (own,), (all_slots,) = ours.indices(), theirs.indices()
     assert (own.diff() > 0).all()
-    if module.embedding_bag_configs()[0].embedding_dim % module.block_size == 0:
+    if module.embedding_bag_configs()[0].embedding_dim % module.options.block_size == 0:
         assert torch.equal(own, all_slots)
     assert torch.isin(own, all_slots).all()
 
@@ -326,8 +328,48 @@ def test_modules_run_side_by_side():
 
 @pytest.mark.parametrize("name", LOOKUPS)
 def test_packed_plans_are_read_back(name: str):
-    plan = build(name)._plan[0]
-    read = unpack(pack(plan))
-    family = {"authors": "affine"}.get(plan.location.family, plan.location.family)  # they differ in their keys only
-    signs = [constants._replace(family=family) for constants in plan.signs]
-    assert read == plan._replace(location=plan.location._replace(family=family), signs=signs)
+    group = build(name)._plan[0]
+    read = unpack(pack(group))
+    family = {"authors": "affine"}.get(group.location.family, group.location.family)  # they differ in their keys only
+    signs = [constants._replace(family=family) for constants in group.signs]
+    assert read == group._replace(location=group.location._replace(family=family), signs=signs)
+
+
+def test_a_plan_whose_fields_have_moved_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """The bug that the one definition guards against, planted: two numbers change places after the kernel was built."""
+    module = build("Z = 8")
+    ids, offsets, weights, batch_size, positions, packed = batch_of(
+        module, random_ids(3, 4, seed=1, weighted=False, ids_dtype=torch.int64)
+    )
+    places = Number.__members__ | {"FEATURES": Number.CHUNKS, "CHUNKS": Number.FEATURES}
+    moved = IntEnum("Number", {name: int(place) for name, place in places.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "Number", moved)
+        patch.setattr(plan, "LAYOUT", plan.identify_layout(moved, Array))
+        repacked = pack(module._plan[0])
+        assert [repacked[moved[name]] for name in list(places)[1:]] == [packed[n] for n in list(Number)[1:]]
+    with pytest.raises(RuntimeError, match="another layout"):
+        torch.ops.pss.robe_bags(module.memory, ids, offsets, weights, batch_size, positions, repacked, False)
+    with pytest.raises(ValueError, match="another layout"):
+        unpack(repacked)
+
+
+def test_features_are_found_without_searching_the_batch_for_each():
+    """Comparisons of names a step grow with the features, not with their square."""
+
+    class Name(str):
+        compared: ClassVar[int] = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+    names = [f"f{k}" for k in range(300)]
+    module = RobeEmbeddingBagCollection([table(name, 9, 4) for name in names], memory_size=40, block_size=4)
+    module._groups[0].feature_names[:] = map(Name, reversed(names))
+    keys = [Name(name) for name in names]
+    features = KeyedJaggedTensor(keys, torch.zeros(300, dtype=torch.int64), lengths=torch.ones(300, dtype=torch.int64))
+    Name.compared = 0
+    module._pooled(0, features)
+    assert Name.compared <= 10 * len(names)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import PoolingType
 
 from pss.hashing import build_hash, locate
-from pss.kernels.robe_group import RobeGroup, pack
+from pss.kernels.plan import RobePlan, pack
 from pss.methods.robe import RobeEmbeddingBagCollection, cell
 from tests.pss.jagged import pooled_by_cell, random_kjt, table
 from tests.pss.kernels.triton_batches import (
@@ -197,7 +197,7 @@ def test_locations_in_an_array_of_2_31_elements(ops: Ops):
     """Without the array: the list of what is read is the same code."""
     ids, family = torch.tensor([-1, 5, 1 << 40], device=DEVICE), build_hash("independent", 4)
     slots = (1 << 31) - 3
-    group = RobeGroup(4, 4, 1 << 31, [0], [slots], [], [], [], False, False, False, family.constants([0], 1), [])
+    group = RobePlan(4, 4, 1 << 31, [0], [slots], [], [], [], False, False, False, family.constants([0], 1), [])
     lookup = triton_lookup.Lookup(ids, torch.tensor([0, 1, 3], device=DEVICE), None, 2, [0], pack(group))
     entries = triton_ordered_sum.sort_entries(lookup)
     expected = locate(ids, torch.tensor(0, device=DEVICE), group.location, slots).flatten()

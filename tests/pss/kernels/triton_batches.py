@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from pss.kernels.robe_group import RobeGroup, has_kernel, pack
+from pss.kernels.plan import RobePlan, has_kernel, pack
 from pss.methods.robe import RobeEmbeddingBagCollection, robe_rows
 from tests.pss.jagged import random_kjt, table
 
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     features: KeyedJaggedTensor
 
     @property
-    def group(self) -> RobeGroup:
+    def group(self) -> RobePlan:
         return self.module._plan[0]
 
     @property

@@ -2,16 +2,18 @@ import copy
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor, nn
 from torchrec.fx import symbolic_trace
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.request import CompressionRefused, EmbeddingRequest
+from pss.method import CompressionRefused, EmbeddingRequest
 from pss.methods import cce
-from pss.methods.cce import CceEmbeddingBagCollection, cell
+from pss.methods.cce import CceEmbeddingBagCollection, cell, find_centroids, find_nearest, lay_out, solve_layout
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 
@@ -242,3 +244,132 @@ def test_captured_module_gives_the_same(capture: Any):
     module.cluster()
     features = features_of(5)
     torch.testing.assert_close(capture(module)(features).values(), module(features).values())
+
+
+TABLES = [table("a", 3000, 16), table("b", 500, 6), table("c", 7, 16), table("d", 900, 5)]
+
+
+def bytes_of(chunks: int, clusters: int, helper_rows: int) -> int:
+    """Table by table: whole, or codebooks, helper tables and pointers; and the counter."""
+    own_chunks = {16: {1: 1, 2: 2, 3: 2, 4: 4}, 6: {1: 1, 2: 2, 3: 3, 4: 3}, 5: dict.fromkeys((1, 2, 3, 4), 1)}
+    pointer = 1 if clusters <= 256 else 2 if clusters <= 65536 else 4
+    total, is_any_clustered = 0, False
+    for config in TABLES:
+        dim, ids = config.embedding_dim, config.num_embeddings
+        whole = 4 * dim * ids
+        clustered = 4 * dim * (clusters + helper_rows) + ids * own_chunks[dim][chunks] * pointer
+        total += min(whole, clustered)
+        is_any_clustered |= clustered < whole
+    return total + 8 * is_any_clustered
+
+
+FULL = 4 * (3000 * 16 + 500 * 6 + 7 * 16 + 900 * 5)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 4])
+@pytest.mark.parametrize("compression", [1, 1.3, 4, 9, 20, 35])
+def test_the_most_that_fits_is_found(chunks: int, compression: float):
+    budget = int(FULL / compression)
+    layout = solve_layout(TABLES, chunks, budget)
+    assert layout.stored_bytes == bytes_of(chunks, layout.clusters, layout.helper_rows)
+    fitting = [k for k in range(2, 3001) if bytes_of(chunks, k, k) <= budget]
+    if not fitting:
+        assert (layout.clusters, layout.helper_rows) == (2, 2)
+        return
+    assert layout.clusters == max(fitting)
+    rows = max(h for h in range(layout.clusters, 3001) if bytes_of(chunks, layout.clusters, h) <= budget)
+    assert layout.helper_rows == rows
+    assert budget - 4 * (16 + 6 + 16 + 5) < layout.stored_bytes <= budget
+
+
+def test_unset_chunks_leave_half_of_the_budget_to_the_rows():
+    chosen = [solve_layout(TABLES, None, int(FULL / compression)).chunks for compression in (2, 6, 8, 16, 25, 45)]
+    assert chosen == sorted(chosen, reverse=True)
+    assert set(chosen) == {4, 3, 1}
+    for compression, chunks in zip((2, 6, 8, 16), chosen, strict=False):
+        budget = int(FULL / compression)
+        layout = solve_layout(TABLES, None, budget)
+        assert layout.pointer_bytes <= budget / 2
+        if chunks < 4:
+            more = solve_layout(TABLES, chunks + 1, budget)
+            assert more.pointer_bytes > budget / 2 or more.clusters == 2
+
+
+def test_places_do_not_overlap_and_fill_everything():
+    layout = lay_out(TABLES, 4, 30, 40)
+    elements, pointers = [], []
+    for config, place in zip(TABLES, layout.places, strict=True):
+        rows = config.num_embeddings if place.is_whole else 30 + 40
+        elements += range(place.start, place.start + rows * config.embedding_dim)
+        if not place.is_whole:
+            pointers += range(place.pointer_start, place.pointer_start + config.num_embeddings * place.chunks)
+    assert elements == list(range(layout.memory_size))
+    assert pointers == list(range(layout.pointers))
+    assert [place.is_whole for place in layout.places] == [False, False, True, False]
+    assert [place.chunks for place in layout.places] == [4, 3, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("clusters", "dtype"), [(256, torch.uint8), (257, torch.int16), (65536, torch.int16), (65537, torch.int32)]
+)
+def test_a_pointer_is_no_wider_than_needed(clusters: int, dtype: torch.dtype):
+    assert lay_out([table("a", 10**7, 4)], 1, clusters, 2).pointer_dtype == dtype
+
+
+def test_a_table_of_2_to_the_62_rows_is_laid_out():
+    layout = solve_layout([table("a", 2**62, 16)], None, 2**30)
+    assert layout.stored_bytes == 2**62 + 4 * 16 * 4 + 8
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def planted(clusters: int, each: int, width: int) -> tuple[Tensor, Tensor]:
+    """Points close to far centres, shuffled; and the centres."""
+    centres = 10 * torch.randn(clusters, width, generator=seeded(1))
+    points = centres.repeat(each, 1) + 0.01 * torch.randn(clusters * each, width, generator=seeded(2))
+    return points[torch.randperm(len(points), generator=seeded(3))], centres
+
+
+def test_nearest_is_scipys(monkeypatch: pytest.MonkeyPatch):
+    points, centroids = torch.randn(1000, 3, generator=seeded(0)) + 100, torch.randn(17, 3, generator=seeded(1)) + 100
+    expected, _ = vq(points.double().numpy(), centroids.double().numpy())
+    np.testing.assert_array_equal(find_nearest(points, centroids), expected)
+    monkeypatch.setattr(cce, "_BLOCK_DISTANCES", 17 * 7)
+    np.testing.assert_array_equal(find_nearest(points, centroids), expected)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 5, 100])
+def test_iterations_are_scipys_from_the_same_seeds(iterations: int):
+    points = torch.randn(500, 2, generator=seeded(4), dtype=torch.float64)
+    seeds = find_centroids(points, 20, 0, seeded())
+    found = find_centroids(points, 20, iterations, seeded())
+    if iterations == 0:
+        assert all((points == seed).all(1).any() for seed in seeds)
+        assert seeds.unique(dim=0).shape == (20, 2)
+        return
+    expected, _ = kmeans2(points.numpy(), seeds.numpy(), iter=iterations, minit="matrix", missing="raise")
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_planted_clusters_are_found():
+    points, centres = planted(40, 20, 4)
+    found = find_centroids(points, 40, 25, seeded(5))
+    distances = torch.cdist(centres.double(), found)
+    assert distances.amin(1).max() < 0.05
+    assert distances.amin(0).max() < 0.05
+
+
+def test_no_more_centroids_than_distinct_points():
+    points = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [1.0, 2.0]])
+    found = find_centroids(points, 3, 10, seeded())
+    assert sorted(found.tolist()) == [[1.0, 2.0], [3.0, 4.0]]
+    assert find_centroids(points[:1], 3, 10, seeded()).tolist() == [[1.0, 2.0]]
+
+
+def test_a_cluster_without_points_keeps_its_centroid(monkeypatch: pytest.MonkeyPatch):
+    seeds = torch.tensor([[0.0], [1.0], [50.0]], dtype=torch.float64)
+    monkeypatch.setattr(cce, "_draw_seeds", lambda *_: seeds)
+    found = find_centroids(torch.tensor([[-1.0], [0.0], [2.0], [4.0]]), 3, 10, seeded())
+    assert found.tolist() == [[-0.5], [3.0], [50.0]]

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.request import CompressionRefused, EmbeddingRequest
 from pss.hashing import HASH_FAMILIES
+from pss.method import CompressionRefused, EmbeddingRequest
 from pss.methods import hashing_trick
-from pss.methods.hashing_trick import ROWS, HashingTrickEmbeddingBagCollection, cell
-from pss.table_sizes import divide_rows
+from pss.methods.hashing_trick import HashingTrickEmbeddingBagCollection, Options, cell, divide_rows
 from tests.pss.captures import CAPTURES
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 KEYS = ["d", "a", "b", "c"]
+ROWS = get_args(Options.model_fields["rows"].annotation)
 
 
 def mixed_tables() -> list[EmbeddingBagConfig]:
@@ -270,7 +270,7 @@ def test_build_takes_the_sections_keys():
     options = hashing_trick.Options(rows="equal", hash_family="affine", signed=True, gradient="sparse")
     request = EmbeddingRequest(compression=10, init_scale=0.5, seed=3)
     module = hashing_trick.build([table("a", 100, 8)], options, request)
-    assert (module.table_rows, module.signed, module.seed, module.gradient) == ([10], True, 3, "sparse")
+    assert (module.table_rows, module.options.signed, module.seed, module.gradient) == ([10], True, 3, "sparse")
     assert (module.rows, module.location_hash.name, module.init_scale) == ("equal", "affine", 0.5)
     for bad in ({"rows": "most"}, {"hash_family": "md5"}, {"gradient": "both"}, {"cap": 3}):
         with pytest.raises(ValidationError):

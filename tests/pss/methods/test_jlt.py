@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.request import CompressionRefused, EmbeddingRequest
+from pss.method import CompressionRefused, EmbeddingRequest
 from pss.methods import jlt
 from pss.methods.jlt import JltEmbeddingBagCollection, cell
 from tests.pss.captures import CAPTURES, COPIES
@@ -255,7 +255,7 @@ def test_build_takes_the_sections_keys():
         ({"sketch": "srht"}, "sketch 'srht' is unknown"),
         ({"nonzeros": 0}, "nonzeros must be at least 1, not 0"),
         ({"rows": 6}, "rows must be a positive multiple of 4, not 6"),
-        ({"rows": 0, "sketch": "gaussian"}, "rows must be a positive multiple of 1, not 0"),
+        ({"rows": 0, "sketch": "gaussian"}, "rows must be at least 1, not 0"),
         ({"compression": 0.5}, "compression must be at least 1"),
         ({"sketch": "gaussian", "gradient": "sparse"}, "gradient 'sparse' with sketch 'gaussian'"),
         ({"sketch": "achlioptas", "gradient": "sparse"}, "gradient 'sparse' with sketch 'achlioptas'"),
@@ -273,7 +273,7 @@ def test_the_form_of_the_gradient_settles():
     for batch_size, gradient in [(10, "sparse"), (10000, "dense")]:
         module = JltEmbeddingBagCollection(tables, rows=4000)
         assert module.elements_per_row() == 128
-        module.settle_gradient(batch_size)
+        module.choose_gradient(batch_size)
         assert module.gradient == gradient
     module = JltEmbeddingBagCollection(tables, rows=4000, sketch="achlioptas")
     assert module.gradient == "dense"

@@ -1,6 +1,6 @@
 from fractions import Fraction
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.request import CompressionRefused, EmbeddingRequest
 from pss.hashing import HASH_FAMILIES
+from pss.method import CompressionRefused, EmbeddingRequest
 from pss.methods import quotient_remainder
-from pss.methods.quotient_remainder import COMBINE, QuotientRemainderEmbeddingBagCollection, cell
+from pss.methods.quotient_remainder import Options, QuotientRemainderEmbeddingBagCollection, cell
 from tests.pss.captures import CAPTURES
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
 
 KEYS = ["d", "a", "b", "c"]
+COMBINE = get_args(Options.model_fields["combine"].annotation)
 DIGITS = ["mult", "add", "concat"]
 META = torch.device("meta")
 
@@ -285,7 +286,7 @@ def test_build_takes_the_sections_keys():
     options = quotient_remainder.Options(combine="add", partitions=3, hash_family="affine", gradient="sparse")
     request = EmbeddingRequest(compression=10, init_scale=0.25, seed=3)
     module = quotient_remainder.build([table("a", 100, 8)], options, request)
-    assert (module.combine, module.partitions, module.seed, module.gradient) == ("add", 3, 3, "sparse")
+    assert (module.options.combine, module.options.partitions, module.seed, module.gradient) == ("add", 3, 3, "sparse")
     assert (module.location_hash.name, module.init_scale, module.memory_size) == ("affine", 0.25, 80)
     for bad in ({"combine": "max"}, {"partitions": 1}, {"hash_family": "md5"}, {"collisions": 3}):
         with pytest.raises(ValidationError):
@@ -298,7 +299,7 @@ def test_gradient_form_counts_the_rows_of_every_partition():
     for combine, form in (("concat", "sparse"), ("mult", "dense")):
         module = build(tables, combine=combine, compression=1)
         module.gradient = "auto"
-        module.settle_gradient(60)
+        module.choose_gradient(60)
         assert module.gradient == form
 
 
@@ -332,4 +333,4 @@ def test_captured_module_gives_the_same(capture: str, combine: str):
 def test_defaults_work_at_toy_size():
     module = QuotientRemainderEmbeddingBagCollection([table("a", 10, 3), table("b", 10, 5)])
     assert module(random_kjt(["a", "b"], 3)).values().shape == (3, 8)
-    assert (module.combine, module.memory_size) == ("mult", 16)  # a row in each: less than the default 1000×
+    assert (module.options.combine, module.memory_size) == ("mult", 16)  # a row in each: less than the default 1000×

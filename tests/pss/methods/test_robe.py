@@ -18,9 +18,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.request import EmbeddingRequest
 from pss.hashing import HASH_FAMILIES, HashConstants
-from pss.kernels.robe_group import RobeGroup
+from pss.kernels.plan import RobePlan
+from pss.method import EmbeddingRequest
 from pss.methods import robe
 from pss.methods.robe import RobeEmbeddingBagCollection, cell
 from tests.pss.jagged import materialise, pooled_by_cell, random_kjt, table
@@ -252,7 +252,7 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
 def test_build_takes_the_sections_keys():
     options = robe.Options(block_size=4, hash_family="affine", signed=True)
     module = robe.build([table("a", 100, 8)], options, EmbeddingRequest(compression=10, init_scale=0.5, seed=3))
-    assert (module.memory_size, module.block_size, module.signed, module.seed) == (80, 4, True, 3)
+    assert (module.memory_size, module.options.block_size, module.options.signed, module.seed) == (80, 4, True, 3)
     assert module.location_hash.name == "affine"
     assert 0.4 < module.memory.abs().max() <= 0.5
     for bad in ({"block_size": 0}, {"hash_family": "md5"}, {"chunk": 3}):
@@ -285,7 +285,7 @@ def fingerprint() -> str:
 
 
 def test_another_process_finds_the_same_bits():
-    program = "from tests.pss.test_robe import fingerprint; print(fingerprint())"
+    program = "from tests.pss.methods.test_robe import fingerprint; print(fingerprint())"
     command = [sys.executable, "-W", "ignore", "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.strip() == fingerprint()
@@ -360,6 +360,6 @@ def test_a_group_is_a_plan_of_plain_numbers():
     """What a kernel gets: no tensors, nothing to move between devices."""
     module = RobeEmbeddingBagCollection(mixed_tables(), memory_size=100, block_size=3)
     plan = module._plan[0]
-    assert isinstance(plan, RobeGroup)
+    assert isinstance(plan, RobePlan)
     assert (plan.embedding_dim, plan.block_size, plan.slots) == (8, 3, [98])
     assert (len(plan.location.table_keys), len(plan.location.chunk_keys), plan.signs) == (3, 3, [])

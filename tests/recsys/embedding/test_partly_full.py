@@ -10,13 +10,13 @@ import torch.distributed as dist
 from torchrec.modules.embedding_configs import PoolingType
 
 from baselines import full
-from configs.request import CompressionRefused, EmbeddingRequest
 from configs.schema import EmbeddingSection, OptimizerSection, ParallelismSection
+from pss.method import CompressionRefused, EmbeddingRequest
 from pss.methods import robe
-from recsys.embedding import embeddings
-from recsys.embedding.embedding_size import count_full_parameters, count_parameters, stored_bytes
-from recsys.embedding.embeddings import METHODS, build_embedding
+from recsys.embedding import partly_full
 from recsys.embedding.partly_full import PartlyFullEmbeddingBagCollection
+from recsys.embedding.registry import METHODS, build_embedding
+from recsys.embedding.sizes import count_full_parameters, count_parameters, stored_bytes
 from recsys.runs.ranks import Ranks
 from recsys.train.checkpoint import Checkpoints
 from recsys.train.optim import build_optimizers
@@ -70,7 +70,7 @@ def test_it_returns_what_full_tables_and_the_method_return(pooling):
 
 
 def test_weights_reach_both_parts():
-    module = embeddings.partly_full.build(
+    module = partly_full.build(
         "robe", lambda rest, asked: robe.build(rest, robe.Options(), asked), four_tables(),
         request(compression=4.0, is_weighted=True), 50,
     )  # fmt: skip

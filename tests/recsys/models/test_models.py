@@ -9,7 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from baselines import full
 from configs.load import ConfigError, load_config
-from recsys.embedding.embeddings import build_tables
+from recsys.embedding.tables import build_tables
 from recsys.models.frame import Model, SparseFeatures
 from recsys.models.registry import MODELS
 from recsys.runs.phases import FORWARD

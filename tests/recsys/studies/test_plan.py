@@ -10,9 +10,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from baselines import full
 from configs.load import ConfigError
-from configs.request import CompressionRefused, EmbeddingRequest
+from pss.method import CompressionRefused, EmbeddingRequest
 from pss.methods import robe
-from recsys.embedding.embeddings import METHODS
+from recsys.embedding.registry import METHODS
 from recsys.studies.plan import (
     PROCESS_BYTES,
     PlannedArm,

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.request import EmbeddingRequest
-from recsys.embedding.embeddings import METHODS, build_tables
-from recsys.train.fit import fit, start_from_trained
+from pss.method import EmbeddingRequest
+from recsys.embedding.hooks import hooks_of
+from recsys.embedding.registry import METHODS
+from recsys.embedding.tables import build_tables
+from recsys.train.fit import start_from_trained
 from tests.test_contract import build as build_method
 
 TABLES = build_tables(["a", "b"], [30, 50], 8)
@@ -31,11 +33,11 @@ def error(module, full):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_fitted_or_refuses(method):
-    module, _ = build_method(method, TABLES)
+    module = build_method(method, TABLES)
     full = trained_tables()
     before = module.state_dict()
     try:
-        reached = fit(METHODS[method], module, full, lambda: COUNTS)
+        reached = hooks_of(module).fit(full, lambda: COUNTS)
     except ValueError as refused:
         if "cannot be fitted" in str(refused) or "there is no fit" in str(refused):
             return
@@ -49,21 +51,21 @@ def test_frequent_rows_are_fitted_best():
     options = METHODS["robe"].Options()
     module = METHODS["robe"].build(TABLES, options, EmbeddingRequest(compression=4))
     full = trained_tables()
-    fit(METHODS["robe"], module, full, lambda: COUNTS)
+    hooks_of(module).fit(full, lambda: COUNTS)
     losses = (module(IDS).values()[:, 8:] - full[1]).square().mean(1)
     assert losses[:3].mean() < 0.5 * losses[20:].mean()
 
 
 def test_a_directory_without_a_kept_evaluation_is_refused(tmp_path):
-    module, _ = build_method("robe", TABLES)
+    module = build_method("robe", TABLES)
     with pytest.raises(ValueError, match=r"train with checkpoint\.keep_best"):
-        start_from_trained(tmp_path, {}, module, module, METHODS["robe"], TABLES, lambda: COUNTS)
+        start_from_trained(tmp_path, {}, module, module, TABLES, lambda: COUNTS)
 
 
 def test_a_run_on_other_data_is_refused(tmp_path):
     (tmp_path / "checkpoints" / "best").mkdir(parents=True)
     (tmp_path / "config.toml").write_text('[data]\ndataset = "criteo"\n[model]\nembedding_dim = 8\n')
-    module, _ = build_method("robe", TABLES)
+    module = build_method("robe", TABLES)
     sections = {"data": {"dataset": "movielens", "cache_dir": "x"}, "model": {"embedding_dim": 8}}
     with pytest.raises(ValueError, match=r"was trained with data.dataset = 'criteo', this run has 'movielens'"):
-        start_from_trained(tmp_path, sections, module, module, METHODS["robe"], TABLES, lambda: COUNTS)
+        start_from_trained(tmp_path, sections, module, module, TABLES, lambda: COUNTS)

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from configs.load import load_config
-from configs.request import EmbeddingRequest
 from configs.schema import OptimizerSection, ParallelismSection
-from recsys.embedding.embedding_size import count_full_parameters, stored_bytes
-from recsys.embedding.embeddings import METHODS
+from pss.method import EmbeddingRequest
+from recsys.embedding.registry import METHODS
+from recsys.embedding.sizes import count_full_parameters, stored_bytes
 from recsys.models.registry import MODELS
 from recsys.runs.ranks import Ranks
 from recsys.train.assemble import TrainStep, assemble

@@ -3,9 +3,10 @@
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.request import EmbeddingRequest
 from configs.schema import ModelSection
-from recsys.embedding.embeddings import METHODS, build_tables
+from pss.method import EmbeddingRequest
+from recsys.embedding.registry import METHODS
+from recsys.embedding.tables import build_tables
 from recsys.models.registry import MODELS, build_model
 
 CPU = torch.device("cpu")

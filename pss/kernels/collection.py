@@ -1,25 +1,23 @@
 """A shared array that kernels look up: the choice between them and plain PyTorch, and the update in the backward pass.
 
-A subclass says which elements of `memory` an id reads twice: in `_rows`, plain PyTorch, and as a `RobeGroup` for every
+A subclass says which elements of `memory` an id reads twice: in `_rows`, plain PyTorch, and as a `RobePlan` for every
 group of features. Where `pss.kernels` has that lookup on this device, the operator takes the place of rows and pooling.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from configs.schema import RunConfig
-from pss.chunks import sends_sparse_gradient
 from pss.kernels import robe_bags
-from pss.kernels.robe_group import RobeGroup, has_kernel, pack
-from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions
+from pss.kernels.plan import RobePlan, has_kernel, pack
+from pss.shared_array import SharedArrayEmbeddingBagCollection, SharedArrayOptions, sends_sparse_gradient
 
 
 class KernelOptions(SharedArrayOptions):
-    """Keys of the methods that the kernels of `pss.kernels` serve."""
+    """Options of the methods that the kernels of `pss.kernels` serve."""
 
     EXECUTION_ONLY = SharedArrayOptions.EXECUTION_ONLY | {"kernel", "fused_update"}
 
@@ -34,34 +32,25 @@ class KernelOptions(SharedArrayOptions):
             raise ValueError("fused_update is done by the kernels: it needs kernel = 'auto'")
         return self
 
-    def check_run(self, config: RunConfig) -> None:
-        ranks = config.parallelism.world_size
-        if self.fused_update and ranks > 1:
+    def check_world_size(self, world_size: int) -> None:
+        """Raise ValueError for a fused update on several ranks."""
+        if self.fused_update and world_size > 1:
             raise ValueError(
-                f"fused_update: gradients of parallelism.world_size = {ranks} ranks are averaged before they are used"
+                f"fused_update: gradients of parallelism.world_size = {world_size} ranks are averaged before they are "
+                "used"
             )
 
 
 class KernelEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
-    """Looks up by `pss::robe_bags` what it can. A subclass sets `_plan`, then calls `_set_kernel` and `_allocate`."""
+    """Looks up by `pss::robe_bags` what it can. A subclass sets `_plan` in `_lay_out`."""
 
-    __jit_unused_properties__: ClassVar[list[str]] = [
-        *SharedArrayEmbeddingBagCollection.__jit_unused_properties__,
-        "lookup_kernel",
-    ]
-    _plan: list[RobeGroup]
+    OPTIONS = KernelOptions
+    _plan: list[RobePlan]
 
-    @torch.jit.unused
-    def _set_kernel(self, kernel: str, fused_update: bool) -> None:
-        """Raises ValueError for a kernel other than "auto" and "plain"."""
-        if kernel not in ("auto", "plain"):
-            raise ValueError(f"kernel {kernel!r} is unknown: known are ['auto', 'plain']")
-        self.kernel, self.fused_update = kernel, fused_update
+    def _allocate(self, device: torch.device | None) -> None:
+        super()._allocate(device)
         self._packed = [pack(plan) if has_kernel(plan) else None for plan in self._plan]
         self._update: robe_bags.Update | None = None
-
-    def _allocate(self, memory_size: int, device: torch.device | None) -> None:
-        super()._allocate(memory_size, device)
         robe_bags.is_available(self.memory.device.type)  # built now, not within the first step
 
     def _pooled(self, group: int, features: KeyedJaggedTensor) -> Tensor:
@@ -74,9 +63,14 @@ class KernelEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
                 return self._pooled_rows(group, features)
             return self._pooled_by_kernel(group, features)
 
+    @property
+    def fused_update(self) -> bool:
+        """Whether the backward pass is to do the optimizer's step: the option of that name."""
+        return self.options.fused_update
+
     @torch.jit.unused
     def fuse_update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets the backward pass do the optimizer's step on `memory`, which then gets no gradient.
+        """Let the backward pass do the optimizer's step on `memory`, which then gets no gradient.
 
         For one process without gradient accumulation: gradients of several ranks, or batches, are to be summed before
         they are used. The optimizer keeps state and learning rate, and its own step does nothing.
@@ -102,19 +96,20 @@ class KernelEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     @torch.jit.unused
     def _has_kernel(self, group: int) -> bool:
-        is_wanted = self.kernel == "auto" and self.memory.dtype == torch.float32
+        is_wanted = self.options.kernel == "auto" and self.memory.dtype == torch.float32
         return is_wanted and self._packed[group] is not None and robe_bags.is_available(self.memory.device.type)
 
     @torch.jit.unused
     def _pooled_by_kernel(self, group: int, features: KeyedJaggedTensor) -> Tensor:
         """`_pooled_rows` as one operator, which reads the ids where they are."""
-        keys, packed = features.keys(), self._packed[group]
+        position_of = {key: position for position, key in enumerate(features.keys())}
+        positions: list[int] = []
         for name in self._groups[group].feature_names:
-            if name not in keys:
-                raise KeyError(f"feature {name} is not in the batch, which has {keys}")
-        places = [keys.index(name) for name in self._groups[group].feature_names]
+            if name not in position_of:
+                raise KeyError(f"feature {name} is not in the batch, which has {features.keys()}")
+            positions.append(position_of[name])
         weights = features.weights() if self._is_weighted else None
-        batch = (features.values(), features.offsets(), weights, features.stride(), places, packed)
+        batch = (features.values(), features.offsets(), weights, features.stride(), positions, self._packed[group])
         if self._update is not None and torch.is_grad_enabled():
             return robe_bags.update_in_backward(self.memory, batch, self._update)
         return torch.ops.pss.robe_bags(self.memory, *batch, self._sends_sparse_gradient(features.values()))
