@@ -57,7 +57,7 @@ class Options(MethodOptions):
 
     @property
     def needs_id_counts(self) -> bool:
-        """Only blocks of ids of like popularity do."""
+        """Return whether blocks are cut by how often ids occur."""
         return self.blocks == "popularity"
 
 
@@ -73,14 +73,16 @@ class Block(NamedTuple):
 
     @property
     def rows_size(self) -> int:
+        """Return the parameters of R_b."""
         return (self.stop - self.start) * self.dim
 
     @property
     def projection_size(self) -> int:
+        """Return the parameters of P_b, 0 where it is not stored."""
         return self.dim * self.embedding_dim if self.dim < self.embedding_dim else 0
 
     def with_dim(self, dim: int) -> "Block":
-        """That many columns, at least 1, or full rows where these store no more."""
+        """Return the block with that many columns, at least 1, or full rows where these store no more."""
         short = self._replace(dim=min(max(dim, 1), self.embedding_dim))
         full = self._replace(dim=self.embedding_dim)
         return short if count_parameters([short]) < count_parameters([full]) else full
@@ -133,7 +135,7 @@ class MixedDimensionEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         self.projections = nn.Parameter(torch.empty(size, device=device)) if size else None
 
     def _plan_group(self, group: int) -> MixedPlan:
-        """Blocks are sorted by embedding_dim, table and first id."""
+        """Return what a lookup needs; blocks are sorted by embedding_dim, table and first id."""
         dim, tables = self._groups[group].embedding_dim, self._groups[group].tables
         low = next(i for i, block in enumerate(self.blocks) if block.embedding_dim == dim)
         blocks = [block for block in self.blocks if block.embedding_dim == dim]
@@ -152,7 +154,7 @@ class MixedDimensionEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The start of the module's docstring, the same for the same seed; nothing on the meta device."""
+        """Draw the start of the module's docstring, the same for the same seed; nothing on the meta device."""
         if self.rows.device.type == "meta":
             return
         state = np.random.SeedSequence((self.seed, 0, 0, 1)).generate_state(1, np.uint64)[0]
@@ -176,14 +178,15 @@ class MixedDimensionEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 
 
 def count_parameters(blocks: Sequence[Block]) -> int:
+    """Return the parameters of all these blocks."""
     return sum(block.rows_size + block.projection_size for block in blocks)
 
 
 def divide_rows(
     tables: Sequence[EmbeddingBagConfig], blocks_per_table: int, id_counts: Sequence[np.ndarray] | None
 ) -> list[Block]:
-    """Blocks of about equal shares of their table's accesses, of one column each; sorted by embedding_dim, table and
-    first id. Raises ValueError for less than one block, or counts that are not those of the tables."""
+    """Return blocks of about equal shares of their table's accesses, of one column each; sorted by embedding_dim,
+    table and first id. Raises ValueError for less than one block, or counts that are not those of the tables."""
     if blocks_per_table < 1:
         raise ValueError(f"popularity_blocks must be at least 1, not {blocks_per_table}")
     shares = np.arange(1, blocks_per_table) / blocks_per_table
@@ -208,7 +211,7 @@ def divide_rows(
 
 
 def solve_dims(blocks: Sequence[Block], alpha: float, budget: int, round_to_power_of_two: bool = False) -> list[Block]:
-    """The blocks with the dimensions of the α-power rule for that many parameters: see the module's docstring.
+    """Return the blocks with the dimensions of the α-power rule for that many parameters: see the module's docstring.
 
     Where no dimensions are within the budget, the smallest there are."""
     powers = [block.popularity**alpha for block in blocks]
@@ -240,7 +243,7 @@ def solve_dims(blocks: Sequence[Block], alpha: float, budget: int, round_to_powe
 
 @torch.fx.wrap
 def mixed_rows(rows: Tensor, projections: Tensor | None, ids: Tensor, feature: Tensor, plan: MixedPlan) -> Tensor:
-    """E_t[id] of the module's docstring, (..., embedding_dim) of rows' dtype.
+    """Return E_t[id] of the module's docstring, (..., embedding_dim) of rows' dtype.
 
     rows (Σ n_b·d_b,), projections (Σ d_b·d,) floating; ids (...) int64; feature int64, broadcastable to ids: position
     of the id's feature in the group. Ids are sorted by block: each block is one matrix product.
@@ -276,7 +279,7 @@ def build(
 
 
 def cell(module: MixedDimensionEmbeddingBagCollection, table: int, row: int, col: int) -> float:
-    """Σ_k R_b[row - first id][k] · P_b[k][col], in plain Python. Raises IndexError outside the table."""
+    """Return Σ_k R_b[row - first id][k] · P_b[k][col], in plain Python. Raises IndexError outside the table."""
     config = module.check_cell(table, row, col)
     first = projection = 0
     for block in module.blocks:

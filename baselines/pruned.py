@@ -86,21 +86,21 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
             self.register_buffer(f"pruned_{dim}", torch.zeros(shape, dtype=torch.bool, device=device))
 
     def stored_bytes(self) -> int:
-        """Bytes of the values kept at the end, and of what says which they are."""
+        """Return the bytes of the values kept at the end, and of what says which they are."""
         return kept_bytes(self.units, self.kept_units, self.unit_size)
 
     def reset_parameters(self) -> None:
-        """The full tables' start, nothing pruned."""
+        """Draw the full tables' start, nothing pruned."""
         super().reset_parameters()
         for dim in self.dims:
             self.pruned(dim).fill_(False)
 
     def pruned(self, dim: int) -> Tensor:
-        """Which units of the stacked tables of that embedding_dim are pruned so far, bool."""
+        """Return which units of the stacked tables of that embedding_dim are pruned so far, bool."""
         return cast(Tensor, getattr(self, f"pruned_{dim}"))
 
     def target(self, step: int, total_steps: int) -> int:
-        """Units to be pruned after that step, by the schedule."""
+        """Return the units to be pruned after that step, by the schedule."""
         first, last = self._span(total_steps)
         remaining = 1 - (step - first) / (last - first) if first <= step < last else float(step < first)
         return int((self.units - self.kept_units) * (1 - remaining**3))
@@ -110,7 +110,7 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
 
     @torch.no_grad()
     def end_step(self, step: int, total_steps: int) -> None:
-        """Prunes where the schedule says so; step counts from 1."""
+        """Prune where the schedule says so; step counts from 1."""
         first, last = self._span(total_steps)
         if step == last or (first <= step < last and (step - first) % self.options.every_steps == 0):
             for dim, smallest in self._smallest(self.target(step, total_steps)).items():
@@ -118,7 +118,7 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
                 self.weight(dim).masked_fill_(self._by_value(self.pruned(dim)), 0.0)
 
     def _smallest(self, count: int) -> dict[int, Tensor]:
-        """By embedding_dim, which are the `count` smallest units over all tables; more where units are equal."""
+        """Return by embedding_dim which are the `count` smallest units over all tables; more where units are equal."""
         if count == 0:
             return {dim: torch.zeros_like(self.pruned(dim)) for dim in self.dims}
         sizes = {}
@@ -133,7 +133,7 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         return self._smallest(self.units - self.kept_units)
 
     def _by_value(self, units: Tensor) -> Tensor:
-        """A mask of units as one that is broadcast to values."""
+        """Return a mask of units as one that is broadcast to values."""
         return units if self.options.unit == "values" else units.unsqueeze(-1)
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
@@ -146,14 +146,14 @@ class PrunedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
 
 
 def kept_bytes(units: int, kept: int, unit_size: int) -> int:
-    """Bytes of `kept` units of so many fp32 values out of `units`, and of which they are."""
+    """Return the bytes of `kept` units of so many fp32 values out of `units`, and of which they are."""
     if kept == units:
         return 4 * units * unit_size
     return 4 * kept * unit_size + min(_bitmap_bytes(units), _index_bytes(units) * kept)
 
 
 def most_units(units: int, unit_size: int, budget_bytes: int) -> int:
-    """The most units that can be kept in so many bytes: see `kept_bytes`; 0 or less if none can."""
+    """Return the most units that can be kept in so many bytes: see `kept_bytes`; 0 or less if none can."""
     if kept_bytes(units, units, unit_size) <= budget_bytes:
         return units
     with_bitmap = (budget_bytes - _bitmap_bytes(units)) // (4 * unit_size)

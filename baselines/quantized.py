@@ -75,7 +75,7 @@ class QuantizedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
         self.bits = next(choice for choice, size in sizes.items() if size <= budget_bytes)
 
     def stored_bytes(self) -> int:
-        """Bytes of the packed rows, scales and biases included."""
+        """Return the bytes of the packed rows, scales and biases included."""
         return self._packed_bytes(self.bits)
 
     def _packed_bytes(self, bits: int) -> int:
@@ -100,13 +100,13 @@ class QuantizedEmbeddingBagCollection(TrainedTablesEmbeddingBagCollection):
 
 
 def _filled_columns(dim: int, bits: int) -> int:
-    """Columns that fill whole units of what FBGEMM packs on every device."""
+    """Return columns that fill whole units of what FBGEMM packs on every device."""
     unit = {8: 4, 4: 4, 2: 8}[bits]
     return -(-dim // unit) * unit
 
 
 def row_bytes(dim: int, bits: int) -> int:
-    """Bytes of a packed row: codes, scale and bias."""
+    """Return the bytes of a packed row: codes, scale and bias."""
     if bits == 16:
         return 2 * dim
     return _filled_columns(dim, bits) * bits // 8 + (8 if bits == 8 else 4)
@@ -114,7 +114,7 @@ def row_bytes(dim: int, bits: int) -> int:
 
 @torch.fx.wrap
 def quantize(rows: Tensor, bits: int) -> Tensor:
-    """(..., dim) fp32 -> (..., row_bytes) uint8."""
+    """Pack rows (..., dim) fp32 into (..., row_bytes) uint8."""
     if bits == 16:
         return rows.half().view(torch.uint8)
     filled = _filled_columns(rows.shape[-1], bits)
@@ -129,7 +129,7 @@ def quantize(rows: Tensor, bits: int) -> Tensor:
 
 @torch.fx.wrap
 def dequantize(packed: Tensor, dim: int, bits: int) -> Tensor:
-    """(..., row_bytes) uint8 -> (..., dim) fp32."""
+    """Unpack rows (..., row_bytes) uint8 into (..., dim) fp32."""
     if bits == 16:
         return packed.view(torch.float16).float()
     if bits == 8:

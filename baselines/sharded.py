@@ -57,6 +57,7 @@ class _WidenedColumn(EmbeddingBagConfig):
 
     @classmethod
     def of(cls, table: EmbeddingBagConfig) -> "_WidenedColumn":
+        """Return that table, widened."""
         return cls(**{**vars(table), "embedding_dim": _MIN_COLUMNS})
 
 
@@ -68,6 +69,7 @@ class _Sharder(EmbeddingBagCollectionSharder):
         self._sharding_types = sharding_types
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Return the shardings asked for, or those that TorchRec offers."""
         return self._sharding_types or super().sharding_types(compute_device_type)
 
 
@@ -149,7 +151,8 @@ def _plan_on_first_rank(
 
 
 def _column_constraints(model: nn.Module, world_size: int) -> dict[str, ParameterConstraints]:
-    """Column shards of embedding_dim / world_size columns; the planner's own minimum would keep small tables whole."""
+    """Return column shards of embedding_dim / world_size columns; the planner's own minimum would keep small tables
+    whole."""
     return {
         table.name: ParameterConstraints(min_partition=max(_MIN_COLUMNS, table.embedding_dim // world_size))
         for table in _tables(model)
@@ -157,7 +160,7 @@ def _column_constraints(model: nn.Module, world_size: int) -> dict[str, Paramete
 
 
 def _tables(model: nn.Module) -> list[EmbeddingBagConfig]:
-    """Of a model not yet sharded."""
+    """Return the tables of a model not yet sharded."""
     collections = (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
     return [table for collection in collections for table in collection.embedding_bag_configs()]
 
@@ -170,7 +173,7 @@ def local_parts(weight: torch.Tensor | ShardedTensor) -> list[tuple[torch.Tensor
 
 
 def _initialize(module: ShardedEmbeddingBagCollection, widened: Set[str], *, seed: int, init_scale: float) -> None:
-    """widened: names of the tables of which the first column alone counts."""
+    """Fill the shards with the initial rows. widened: names of the tables of which the first column alone counts."""
     state = module.state_dict()
     with torch.no_grad():
         for index, name in enumerate(module.embedding_bags):

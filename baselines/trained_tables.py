@@ -36,7 +36,7 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         self.dims = list(self._stacked_rows)
 
     def _allocate(self, device: torch.device | None) -> None:
-        """Raises ValueError for tables that cannot be in this machine's memory."""
+        """Register the stacked tables. Raises ValueError for tables that cannot be in this machine's memory."""
         needed, memory = 4 * self._full_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if torch.empty(0, device=device).device.type == "cpu" and needed > memory:
             raise ValueError(
@@ -48,7 +48,7 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The rows that `baselines.full` starts with; nothing on the meta device."""
+        """Draw the rows that `baselines.full` starts with; nothing on the meta device."""
         self._smaller = None
         for index, table in enumerate(self.embedding_bag_configs()):
             weight = self.weight(table.embedding_dim).narrow(0, self.first_rows[index], table.num_embeddings)
@@ -56,11 +56,11 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
                 fill_initial_rows(weight, table=index, seed=self.seed, init_scale=self.init_scale)
 
     def weight(self, dim: int) -> Tensor:
-        """The stacked tables of that embedding_dim, (Σ num_embeddings, dim)."""
+        """Return the stacked tables of that embedding_dim, (Σ num_embeddings, dim)."""
         return cast(Tensor, getattr(self, f"weight_{dim}"))
 
     def smaller(self, dim: int) -> Tensor:
-        """What eval mode reads for the tables of that embedding_dim."""
+        """Return what eval mode reads for the tables of that embedding_dim."""
         if self._smaller is None:
             with torch.inference_mode(False), torch.no_grad():
                 self._smaller = self._make_smaller()
@@ -68,10 +68,10 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 
     @abstractmethod
     def _make_smaller(self) -> dict[int, Tensor]:
-        """By embedding_dim, one row for each row of `weight`."""
+        """Return by embedding_dim one row for each row of `weight`."""
 
     def _stacked(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
-        """The rows of `weight` that ids read, of ids' shape."""
+        """Return the rows of `weight` that ids read, of ids' shape."""
         return ids + pick([self.first_rows[table] for table in self._groups[group].tables], feature)
 
     @torch.no_grad()
@@ -113,5 +113,5 @@ class TrainedTablesEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 
 @torch.fx.wrap
 def pick(numbers: list[int], index: Tensor) -> Tensor:
-    """numbers[index], of index' shape and device."""
+    """Return numbers[index], of index' shape and device."""
     return torch.tensor(numbers, device=index.device)[index]

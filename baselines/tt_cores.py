@@ -25,7 +25,7 @@ _TAIL = 0.5 * math.erfc(THRESHOLD / math.sqrt(2))  # P(x ≤ -THRESHOLD) of N(0,
 
 
 def factor_rows(num_embeddings: int, cores: int) -> list[int]:
-    """Near-equal n_k with ∏ n_k ≥ num_embeddings: each the root, rounded up, of what is left to cover."""
+    """Return near-equal n_k with ∏ n_k ≥ num_embeddings: each the root, rounded up, of what is left to cover."""
     factors, left = [], num_embeddings
     for parts in range(cores, 0, -1):
         factor = max(1, round(left ** (1 / parts)) - 1)
@@ -37,12 +37,12 @@ def factor_rows(num_embeddings: int, cores: int) -> list[int]:
 
 
 def factor_dim(embedding_dim: int, cores: int) -> list[int]:
-    """The d_k with ∏ d_k = embedding_dim that are nearest to each other; for a prime d, 1, 1."""
+    """Return the d_k with ∏ d_k = embedding_dim that are nearest to each other; for a prime d, 1, 1."""
     return _large_ends(min(_factorisations(embedding_dim, cores, 1), key=sum))
 
 
 def _factorisations(value: int, parts: int, at_least: int) -> Iterator[list[int]]:
-    """All rising lists of `parts` factors of value."""
+    """Yield all rising lists of `parts` factors of value."""
     if parts == 1:
         yield [value]
         return
@@ -55,13 +55,14 @@ def _factorisations(value: int, parts: int, at_least: int) -> Iterator[list[int]
 
 
 def _large_ends(factors: list[int]) -> list[int]:
-    """The two largest factors first and last: the outer cores grow with the rank, the inner ones with its square."""
+    """Return the factors, the two largest first and last: the outer cores grow with the rank, the inner ones with
+    its square."""
     first, last, *inner = sorted(factors, reverse=True)
     return [first, *inner, last]
 
 
 def digits(number: int, radices: Sequence[int]) -> list[int]:
-    """Of number in the mixed radix, most significant first."""
+    """Return the digits of a number in the mixed radix, most significant first."""
     reversed_digits = []
     for radix in reversed(radices):
         number, digit = divmod(number, radix)
@@ -78,7 +79,8 @@ class TableForm(NamedTuple):
 
 
 def choose_form(num_embeddings: int, embedding_dim: int, ranks: Sequence[int], cache_share: float) -> TableForm:
-    """A train and a cache of that share of the rows, or, where that is no smaller, the whole table."""
+    """Return the cheaper form: a train and a cache of that share of the rows, or, where that is no smaller, the
+    whole table."""
     rows, dims = factor_rows(num_embeddings, len(ranks) - 1), factor_dim(embedding_dim, len(ranks) - 1)
     cached = int(cache_share * num_embeddings)
     parameters = sum(n * left * d * right for n, left, d, right in zip(rows, ranks, dims, ranks[1:], strict=False))
@@ -88,9 +90,9 @@ def choose_form(num_embeddings: int, embedding_dim: int, ranks: Sequence[int], c
 
 
 def choose_ranks(sizes: Sequence[tuple[int, int]], budget: int, cores: int, cache_share: float) -> list[int]:
-    """r_0 … r_K, the largest with which tables of these (num_embeddings, embedding_dim) take no more than `budget`
-    parameters; all 1 where none do. On the way up from 1 one inner rank at a time grows: 1,1; 2,1; 2,2; 3,2; …
-    """
+    """Return r_0 … r_K, the largest with which tables of these (num_embeddings, embedding_dim) take no more than
+    `budget` parameters; all 1 where none do. On the way up from 1 one inner rank at a time grows: 1,1; 2,1; 2,2;
+    3,2; …"""
     inner = cores - 1
 
     def ranks_at(level: int) -> list[int]:
@@ -131,7 +133,8 @@ def lay_out(
     features: Sequence[tuple[int, int]], embedding_dim: int, ranks: list[int], cache_share: float,
     *, group: int, start: int, first_key: int,
 ) -> TrainGroup:  # fmt: skip
-    """The group-th group, of features served by tables of this (index, num_embeddings), from `start` of memory on."""
+    """Lay out the group-th group, of features served by tables of this (index, num_embeddings), from `start` of
+    memory on."""
     cores = len(ranks) - 1
     slices, stored, tables = [0] * cores, 0, {}
     for feature, (index, rows) in enumerate(features):
@@ -153,20 +156,20 @@ def lay_out(
 
 
 def group_parts(memory: Tensor, plan: TrainGroup) -> tuple[list[Tensor], Tensor]:
-    """The group's cores (Σ n_k, r_{k-1}, d_k, r_k) and stored rows (rows, d), views of memory."""
+    """Return the group's cores (Σ n_k, r_{k-1}, d_k, r_k) and stored rows (rows, d), views of memory."""
     parts = list(memory.narrow(0, plan.start, sum(plan.sizes)).split(plan.sizes))
     cores = [parts[k].view(shape) for k, shape in enumerate(plan.shapes)]
     return cores, parts[-1].view(-1, plan.embedding_dim)
 
 
 def row_keys(ids: Tensor, feature: Tensor, plan: TrainGroup) -> Tensor:
-    """Of every id, feature broadcastable to ids; -1 for rows of whole tables."""
+    """Return the key of every id, feature broadcastable to ids; -1 for rows of whole tables."""
     first = torch.tensor([table.first_key for table in plan.tables], device=ids.device)[feature]
     return torch.where(first < 0, first, first + ids)
 
 
 def stored_places(ids: Tensor, feature: Tensor, plan: TrainGroup, cached_keys: Tensor, cached_places: Tensor) -> Tensor:
-    """Of every id (V,) its place among the group's stored rows, -1 where it has none."""
+    """Return of every id (V,) its place among the group's stored rows, -1 where it has none."""
     first = torch.tensor([table.first_row for table in plan.tables], device=ids.device)[feature]
     place = torch.where(first < 0, first, first + ids)
     if cached_keys.size(0) > 0:
@@ -177,9 +180,9 @@ def stored_places(ids: Tensor, feature: Tensor, plan: TrainGroup, cached_keys: T
 
 
 def train_rows(cores: list[Tensor], ids: Tensor, feature: Tensor, plan: TrainGroup) -> Tensor:
-    """ids (V,) int64 and the position of their features (V,) -> (V, d) of the cores' dtype. What comes out for ids of
-    whole tables means nothing. On a CPU a row that several ids read is multiplied once; elsewhere the question how many
-    rows there are would force a synchronisation."""
+    """Compute rows: ids (V,) int64 and the position of their features (V,) -> (V, d) of the cores' dtype. What comes
+    out for ids of whole tables means nothing. On a CPU a row that several ids read is multiplied once; elsewhere the
+    question how many rows there are would force a synchronisation."""
     if not torch.jit.is_scripting():  # noqa: SIM102  # pyright: ignore[reportPrivateImportUsage]
         if not torch.compiler.is_compiling() and ids.device.type == "cpu":
             features = len(plan.tables)
@@ -205,7 +208,7 @@ def _multiply_rows(cores: list[Tensor], ids: Tensor, feature: Tensor, plan: Trai
 
 
 def multiply(slices: list[Tensor]) -> Tensor:
-    """(V, r_{k-1}, d_k, r_k), k = 1 … K -> (V, ∏ d_k): K - 1 batched products."""
+    """Multiply slices: (V, r_{k-1}, d_k, r_k), k = 1 … K -> (V, ∏ d_k): K - 1 batched products."""
     product, columns = slices[0], 1
     for k in range(1, len(slices)):
         columns *= slices[k - 1].size(2)
@@ -249,13 +252,14 @@ def _gather(cores: Sequence[Tensor], slices: Tensor) -> list[Tensor]:
 
 
 def _block_size(cores: Sequence[Tensor]) -> int:
-    """Ids whose slices of the largest core are 4 MiB on a CPU, 256 MiB elsewhere."""
+    """Return how many ids have slices so that those slices of the largest core are 4 MiB on a CPU, 256 MiB
+    elsewhere."""
     elements = 1 << (20 if cores[0].device.type == "cpu" else 26)
     return max(1, elements // max(core[0].numel() for core in cores))
 
 
 def draw_train(shapes: Sequence[Sequence[int]], std: float, generator: torch.Generator) -> list[Tensor]:
-    """Cores of these shapes in fp64 whose whole table of ∏ n_k rows has root mean square `std`.
+    """Draw cores of these shapes in fp64 whose whole table of ∏ n_k rows has root mean square `std`.
 
     Entries are sampled from N(0, 1) without |x| < THRESHOLD. The table's variance is expected to be ∏ r_k · v^K, with
     v = 5.75 the variance of that law; instead of the expectation the drawn table's own is divided out, in equal parts
@@ -270,7 +274,7 @@ def draw_train(shapes: Sequence[Sequence[int]], std: float, generator: torch.Gen
 
 
 def table_norm(cores: Sequence[Tensor]) -> float:
-    """Frobenius norm of a train's table, without the table: one Gram matrix (r_k, r_k) after the other."""
+    """Return the Frobenius norm of a train's table, without the table: one Gram matrix (r_k, r_k) after the other."""
     gram = cores[0].new_ones(1, 1)
     for core in cores:
         gram = torch.einsum("nbdc,nbde->ce", torch.einsum("ab,nadc->nbdc", gram, core), core)
@@ -280,8 +284,9 @@ def table_norm(cores: Sequence[Tensor]) -> float:
 def decompose(
     table: Tensor, rows: Sequence[int], dims: Sequence[int], ranks: Sequence[int]
 ) -> tuple[list[Tensor], float]:
-    """TT-SVD (Oseledets 2011, algorithm 1) of a table (n, d): cores of exactly these ranks in fp64, and their squared
-    Frobenius error, the sum of squares of all singular values cut off: at most K - 1 times that of the best train.
+    """Decompose a table by TT-SVD (Oseledets 2011, algorithm 1) of a table (n, d): cores of exactly these ranks in
+    fp64, and their squared Frobenius error, the sum of squares of all singular values cut off: at most K - 1 times that
+    of the best train.
 
     Rows n … ∏ n_k, which no id reads, are taken as zeros; what ranks exceed the table's is filled with zeros. Needs a
     few times the table in fp64.

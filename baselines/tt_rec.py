@@ -126,8 +126,11 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         self.register_buffer("read_counts", torch.empty(counted, dtype=torch.int32, device=device))
 
     def table_parts(self, table: int) -> tuple[list[Tensor], Tensor]:
-        """Views of `memory`: the cores (n_k, r_{k-1}, d_k, r_k) of a table's train and the rows (rows, d) of its cache;
-        of a whole table no cores and all its rows."""
+        """Return views of `memory`.
+
+        The cores (n_k, r_{k-1}, d_k, r_k) of a table's train and the rows (rows, d) of its cache; of a whole table no
+        cores and all its rows.
+        """
         layout = self._layouts[table]
         cores, stored = group_parts(self.memory, self._plan[layout.group])
         if layout.first_row >= 0:
@@ -137,7 +140,7 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws trains and whole tables, the same for the same seed, and empties the cache; nothing on the meta
+        """Draw trains and whole tables, the same for the same seed, and empties the cache; nothing on the meta
         device."""
         if self.memory.device.type == "meta":
             return
@@ -156,7 +159,7 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         self.empty_cache()
 
     def empty_cache(self) -> None:
-        """Forgets cached rows and counts."""
+        """Forget cached rows and counts."""
         self.cached_keys.fill_(EMPTY)
         self.cached_places.zero_()
         self.read_counts.zero_()
@@ -174,7 +177,7 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 
     @torch.no_grad()
     def end_step(self, step: int, total_steps: int) -> None:
-        """Counts what all ranks read since the last call, and fills the cache when it is time. Collective: counts, and
+        """Count what all ranks read since the last call, and fills the cache when it is time. Collective: counts, and
         with them the cached rows, are equal on all ranks."""
         if not self._is_counting:
             return
@@ -194,7 +197,7 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         self.cached_places.copy_(torch.cat([places for _, places in parts])[order])
 
     def _refill_table(self, table: TableLayout) -> tuple[Tensor, Tensor]:
-        """Fills the table's cache; returns its keys and places, (cached_rows,) each."""
+        """Fill the table's cache; returns its keys and places, (cached_rows,) each."""
         counts = self.read_counts[table.first_key :][: table.num_embeddings]
         mine = (self.cached_keys >= table.first_key) & (self.cached_keys < table.first_key + table.num_embeddings)
         keys, places = self.cached_keys[mine], self.cached_places[mine]
@@ -235,7 +238,8 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
         return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
 
     def stored_bytes(self) -> int:
-        """Bytes of cores, whole tables, and cached rows with their keys and places; without the counts of reads."""
+        """Return the bytes of cores, whole tables, and cached rows with their keys and places; without the counts of
+        reads."""
         return super().stored_bytes() - self.read_counts.numel() * self.read_counts.element_size()
 
     def _identity(self) -> dict[str, int | str | bool]:
@@ -247,7 +251,7 @@ class TTRecEmbeddingBagCollection(ComputedEmbeddingBagCollection):
 def tt_rec_rows(
     memory: Tensor, ids: Tensor, feature: Tensor, plan: TrainGroup, cached_keys: Tensor, cached_places: Tensor
 ) -> Tensor:
-    """The rows E_t[id] of the module's docstring: plain PyTorch.
+    """Return the rows E_t[id] of the module's docstring: plain PyTorch.
 
     memory fp32; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the group;
     cached_keys (C,) rising, cached_places (C,) int64. Returns (..., embedding_dim). Ids are not validated.
@@ -267,8 +271,8 @@ def tt_rec_rows(
 def fill_in_computed(
     rows: Tensor, is_computed: Tensor, cores: list[Tensor], ids: Tensor, feature: Tensor, plan: TrainGroup
 ) -> Tensor:
-    """rows (V, d) with those where is_computed (V,) replaced. Only plain CPU tensors are asked how many those are:
-    elsewhere the answer would force a synchronisation or be baked into a graph, so all are computed."""
+    """Return rows (V, d) with those where is_computed (V,) replaced. Only plain CPU tensors are asked how many those
+    are: elsewhere the answer would force a synchronisation or be baked into a graph, so all are computed."""
     if not torch.jit.is_scripting():  # noqa: SIM102  # pyright: ignore[reportPrivateImportUsage]
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():
             computed = is_computed.nonzero().squeeze(1)
@@ -277,7 +281,7 @@ def fill_in_computed(
 
 
 def _gather_keys(keys: Tensor) -> Tensor:
-    """The keys (V,) ≥ 0 of all ranks, one rank after the other; V may differ between ranks. Collective."""
+    """Return the keys (V,) ≥ 0 of all ranks, one rank after the other; V may differ between ranks. Collective."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         sizes = [torch.zeros(1, dtype=torch.int64, device=keys.device) for _ in range(dist.get_world_size())]
         dist.all_gather(sizes, torch.tensor([keys.numel()], device=keys.device))

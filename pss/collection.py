@@ -60,12 +60,12 @@ class EmbeddingHooks:
 
     @property
     def lookup_kernel(self) -> str:
-        """What looks up on this device, as the placement table names it."""
+        """Return what looks up on this device, as the placement table names it."""
         return "dense"
 
     @property
     def fused_update(self) -> bool:
-        """Whether the module does its optimizer's step itself: then call `fuse_update` with that optimizer."""
+        """Return whether the module does its optimizer's step itself: then call `fuse_update` with that optimizer."""
         return False
 
     def fuse_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -247,7 +247,7 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface, EmbeddingH
 
     @abstractmethod
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
-        """The method's lookup: the row of every id, not yet weighted or pooled.
+        """Return the method's lookup: the row of every id, not yet weighted or pooled.
 
         ids (...) int64, feature int64 broadcastable to ids: position of the id's feature in `self._groups[group]`.
         Returns (..., embedding_dim) floating. Must be TorchScript and traceable by torch.fx (wrap what is not).
@@ -281,8 +281,10 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface, EmbeddingH
         )
 
     def _pooled(self, group: int, features: KeyedJaggedTensor) -> Tensor:
-        """The pooled rows of one group, (B, features of the group · embedding_dim) fp32. A kernel that fuses lookup
-        and pooling takes the place of this method."""
+        """Return the pooled rows of one group, (B, features of the group · embedding_dim) fp32.
+
+        A kernel that fuses lookup and pooling takes the place of this method.
+        """
         return self._pooled_rows(group, features)
 
     def _pooled_rows(self, group: int, features: KeyedJaggedTensor) -> Tensor:
@@ -307,12 +309,15 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface, EmbeddingH
         return order_by_batch(pooled, bags_per_feature, inverse)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
-        """The tables' configs, the list given at construction."""
+        """Return the tables' configs, the list given at construction."""
         return self._embedding_bag_configs
 
     def check_cell(self, table: int, row: int, col: int) -> EmbeddingBagConfig:
-        """The config of the table. Raises IndexError where (row, col) is outside it: for oracles, whose lookup would
-        return some other row's numbers there."""
+        """Return the config of the table.
+
+        Raises IndexError where (row, col) is outside it: for oracles, whose lookup would return some other row's
+        numbers there.
+        """
         config = self._embedding_bag_configs[table]
         rows, cols = config.num_embeddings, config.embedding_dim
         if not (0 <= row < rows and 0 <= col < cols):
@@ -320,36 +325,37 @@ class ComputedEmbeddingBagCollection(EmbeddingBagCollectionInterface, EmbeddingH
         return config
 
     def embedding_configs(self) -> list[EmbeddingBagConfig]:
-        """The same under the name by which TorchRec's managed collision asks a module other than its own."""
+        """Return the same under the name by which TorchRec's managed collision asks a module other than its own."""
         return self._embedding_bag_configs
 
     @property
     def compression(self) -> float:
-        """Bytes of the full tables in fp32 / `stored_bytes`."""
+        """Return the bytes of the full tables in fp32 / `stored_bytes`."""
         return 4 * self._full_parameters / self.stored_bytes()
 
     def parameter_budget(self, compression: float) -> int:
-        """The most parameters that give at least that compression. Raises ValueError for one below 1 or not finite."""
+        """Return the most parameters that give at least that compression. Raises ValueError for one below 1 or not
+        finite."""
         if not 1 <= compression < float("inf"):
             raise ValueError(f"compression must be at least 1 and finite, not {compression}")
         return int(self._full_parameters // Fraction(compression))
 
     def is_weighted(self) -> bool:
-        """Whether ids come with weights."""
+        """Return whether ids come with weights."""
         return self._is_weighted
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Return where the parameters are."""
         return next(self.parameters()).device
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a state dict must carry besides parameters for them to mean the same embeddings."""
+        """Return what a state dict must carry besides parameters for them to mean the same embeddings."""
         tables = [f"{t.name}: {t.num_embeddings} x {t.embedding_dim}" for t in self._embedding_bag_configs]
         return {"version": self.STATE_VERSION, "method": type(self).__name__, **self._identity(), "tables": tables}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError naming every difference between the saved hash and tables and these."""
+        """Check a state dict: raise ValueError naming every difference between the saved hash and tables and these."""
         own = self.get_extra_state()
         differences = [
             f"{key} is {own.get(key)!r} here and {state.get(key)!r} in the state dict"
@@ -392,7 +398,8 @@ def _check_tables(tables: list[EmbeddingBagConfig]) -> None:
 
 
 def _group_features(tables: list[EmbeddingBagConfig]) -> tuple[list[FeatureGroup], list[tuple[int, int, int]]]:
-    """Features by embedding_dim and pooling; and every run of output columns as (its group, first column, width)."""
+    """Group features by embedding_dim and pooling; and every run of output columns as (its group, first column,
+    width)."""
     groups: dict[tuple[int, bool], FeatureGroup] = {}
     columns: list[tuple[int, int, int]] = []
     for table, config in enumerate(tables):
@@ -411,7 +418,7 @@ def _group_features(tables: list[EmbeddingBagConfig]) -> tuple[list[FeatureGroup
 
 @torch.fx.wrap
 def _join_columns(pooled: list[Tensor], columns: list[tuple[int, int, int]]) -> Tensor:
-    """The groups' pooled outputs, each (B, columns of the group), as one (B, Σ embedding_dim) in table order."""
+    """Join the groups' pooled outputs, each (B, columns of the group), as one (B, Σ embedding_dim) in table order."""
     if len(columns) == 1:
         return pooled[0]
     return torch.cat([pooled[group].narrow(1, start, width) for group, start, width in columns], dim=1)
@@ -421,7 +428,7 @@ def _join_columns(pooled: list[Tensor], columns: list[tuple[int, int, int]]) -> 
 def select_bags(
     features: KeyedJaggedTensor, names: list[str], is_weighted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-    """The bags of the named features, one feature after the other.
+    """Return the bags of the named features, one feature after the other.
 
     Returns ids (V,) int64; lengths (bags,) int64; weights (V,), empty if not weighted; the inverse indices of a
     variable batch (features, B) int64, empty if there are none; the number of bags of each feature.
@@ -454,8 +461,8 @@ def select_bags(
 
 
 def has_one_id_per_bag(ids: Tensor, lengths: Tensor, inverse: Tensor, bags_per_feature: list[int]) -> bool:
-    """Whether every bag holds exactly one id and every feature has as many bags. Asked of plain CPU tensors only:
-    elsewhere the answer would force a synchronisation or be baked into a graph, so it is False."""
+    """Return whether every bag holds exactly one id and every feature has as many bags. Asked of plain CPU tensors
+    only: elsewhere the answer would force a synchronisation or be baked into a graph, so it is False."""
     if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
         return False
     else:  # not compiled by TorchScript
@@ -470,7 +477,7 @@ def has_one_id_per_bag(ids: Tensor, lengths: Tensor, inverse: Tensor, bags_per_f
 
 @torch.fx.wrap
 def locate_bags(lengths: Tensor, bags_per_feature: list[int], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """For every id (V,): the index of its bag and the position of its feature, both (V,) int64."""
+    """Return for every id (V,) the index of its bag and the position of its feature, both (V,) int64."""
     bag = torch.repeat_interleave(lengths, output_size=ids.numel())
     if have_equal_batches(bags_per_feature):
         return bag, torch.div(bag, max(bags_per_feature[0], 1), rounding_mode="floor")
@@ -479,13 +486,13 @@ def locate_bags(lengths: Tensor, bags_per_feature: list[int], ids: Tensor) -> tu
 
 
 def have_equal_batches(bags_per_feature: list[int]) -> bool:
-    """Whether all features have the same number of bags."""
+    """Return whether all features have the same number of bags."""
     return bags_per_feature == [bags_per_feature[0]] * len(bags_per_feature)
 
 
 @torch.fx.wrap
 def order_by_batch(pooled: Tensor, bags_per_feature: list[int], inverse: Tensor) -> Tensor:
-    """Bags of one feature after the other (bags, D) -> (B, features · D), expanding a variable batch."""
+    """Reorder bags of one feature after the other (bags, D) -> (B, features · D), expanding a variable batch."""
     features, dim = len(bags_per_feature), pooled.size(1)
     if inverse.numel() > 0:
         starts = torch.tensor(bags_per_feature, dtype=torch.int64, device=inverse.device).cumsum(0)

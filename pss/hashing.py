@@ -40,7 +40,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix64(x: int) -> int:
-    """The finaliser of splitmix64, a bijection of 64-bit words; x is taken mod 2^64."""
+    """Apply the finaliser of splitmix64, a bijection of 64-bit words; x is taken mod 2^64."""
     x &= _MASK
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
@@ -68,19 +68,19 @@ class HashFamily(ABC):
         self.offsets = [0, *accumulate(num_embeddings)]
 
     def constants(self, tables: list[int], chunks: int) -> HashConstants:
-        """What `locate` needs for features served by `tables` whose rows have `chunks` chunks."""
+        """Return what `locate` needs for features served by `tables` whose rows have `chunks` chunks."""
         table_keys = [_signed(self._table_key(table)) for table in tables]
         chunk_keys = [_signed(self._chunk_key(chunk)) for chunk in range(chunks)]
         return HashConstants(self.name, self._multiplier(), table_keys, chunk_keys)
 
     def check_slots(self, slots: int) -> None:
-        """Raises ValueError if this family cannot reach `slots` places."""
+        """Raise ValueError if this family cannot reach `slots` places."""
         if slots > self.max_slots:
             raise ValueError(f"hash_family {self.name!r} reaches {self.max_slots} slots at most, not {slots}")
 
     @abstractmethod
     def location(self, table: int, block: int, chunk: int, slots: int) -> int:
-        """h(table, block, chunk) in [0, slots), in plain Python integers."""
+        """Return h(table, block, chunk) in [0, slots), in plain Python integers."""
 
     @abstractmethod
     def _multiplier(self) -> int: ...
@@ -92,7 +92,7 @@ class HashFamily(ABC):
     def _chunk_key(self, chunk: int) -> int: ...
 
     def _draw(self, stream: int, index: int) -> int:
-        """The index-th random 64-bit word of a stream of this seed."""
+        """Return the index-th random 64-bit word of a stream of this seed."""
         return mix64(mix64(mix64(self.seed) + stream * _GOLDEN) + (index + 1) * _GOLDEN)
 
 
@@ -127,7 +127,7 @@ class AffineHash(HashFamily):
         return (a * block + b * chunk + c * table + e) % self.PRIME % slots
 
     def _coefficient(self, index: int) -> int:
-        """a, b, c and e for index 0 to 3, in [1, P)."""
+        """Return a, b, c and e for index 0 to 3, in [1, P)."""
         return 1 + self._draw(3, index) % (self.PRIME - 1)
 
     def _multiplier(self) -> int:
@@ -160,15 +160,15 @@ HashFamilyName = Literal["independent", "affine", "authors"]
 
 
 def build_hash(family: str, seed: int, num_embeddings: Sequence[int] = ()) -> HashFamily:
-    """The family of that name with that seed; num_embeddings: rows of every table. Raises ValueError for an unknown
-    name."""
+    """Return the family of that name with that seed; num_embeddings: rows of every table. Raises ValueError for an
+    unknown name."""
     if family not in HASH_FAMILIES:
         raise ValueError(f"hash_family {family!r} is unknown: known are {sorted(HASH_FAMILIES)}")
     return HASH_FAMILIES[family](seed, num_embeddings)
 
 
 def locate(blocks: Tensor, feature: Tensor, constants: HashConstants, slots: int) -> Tensor:
-    """h(t, i, j) for every chunk j of every block.
+    """Compute h(t, i, j) for every chunk j of every block.
 
     blocks (...) int64, any value; feature int64, broadcastable to blocks: position of each block's feature in the
     group that `constants` describe. Returns (..., chunks) int64 in [0, slots). TorchScript compiles it.
@@ -187,17 +187,17 @@ def locate(blocks: Tensor, feature: Tensor, constants: HashConstants, slots: int
 
 
 def _mix64(x: Tensor) -> Tensor:
-    """`mix64` on int64, whose sum and product wrap around: the same 64 bits."""
+    """Apply `mix64` on int64, whose sum and product wrap around: the same 64 bits."""
     x = (x ^ _shift_right(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9 - 2^64
     x = (x ^ _shift_right(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB - 2^64
     return x ^ _shift_right(x, 31)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64 shifts in copies of the sign, which the mask takes out again."""
+    """Shift logically: int64 shifts in copies of the sign, which the mask takes out again."""
     return torch.bitwise_right_shift(x, bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(word: int) -> int:
-    """The int64 with the same 64 bits."""
+    """Return the int64 with the same 64 bits."""
     return word - (1 << 64) if word >> 63 else word

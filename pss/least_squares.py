@@ -54,7 +54,7 @@ def compress(
     tolerance: float = 1e-6,
     max_iterations: int = 200,
 ) -> Fit:
-    """Sets `module.memory` to the least-squares fit of its tables to those given; slots that no row reads to 0.
+    """Set `module.memory` to the least-squares fit of its tables to those given; slots that no row reads to 0.
 
         module = JltEmbeddingBagCollection(configs, compression=100, seed=3)
         fit = compress(module, [trained.embedding_bags[c.name].weight for c in configs], row_weights=id_counts)
@@ -87,9 +87,9 @@ def compress(
 def adjoint(
     module: ComputedEmbeddingBagCollection, tables: Sequence[Tensor], row_weights: Sequence[Any] | None = None
 ) -> Tensor:
-    """AᵀW E, (|M|,) fp32 like `memory`: every element of the tables added to the slots it reads, times their signs and
-    coefficients. For a sketch it is the paper's M = S E, flattened. Arguments and errors as for `compress`; the module
-    is not changed, nor is its linearity tested: of another one, the gradient at memory = 0."""
+    """Return AᵀW E, (|M|,) fp32 like `memory`: every element of the tables added to the slots it reads, times their
+    signs and coefficients. For a sketch it is the paper's M = S E, flattened. Arguments and errors as for
+    `compress`; the module is not changed, nor is its linearity tested: of another one, the gradient at memory = 0."""
     lookup = _Lookup(module)
     targets, weights = lookup.check_tables(tables), lookup.check_weights(row_weights)
     return lookup.transposed(targets, weights).to(module.get_parameter("memory").dtype)
@@ -98,7 +98,8 @@ def adjoint(
 def _solve(
     lookup: "_Lookup", targets: Sequence[Tensor], weights: Sequence[Tensor], tolerance: float, max_iterations: int
 ) -> tuple[Tensor, int, float]:
-    """Preconditioned conjugate gradients -> (memory float64, iterations, share of the gradient that is left)."""
+    """Solve by preconditioned conjugate gradients -> (memory float64, iterations, share of the gradient that is
+    left)."""
     inverse = _inverse_scale(lookup, weights)
     gradient = lookup.transposed(targets, weights)
     memory = torch.zeros_like(gradient)
@@ -117,7 +118,7 @@ def _solve(
 
 
 def _inverse_scale(lookup: "_Lookup", weights: Sequence[Tensor]) -> Tensor:
-    """1 / the preconditioner of the module's docstring, 0 for a slot that no row reads: (|M|,) float64."""
+    """Return 1 / the preconditioner of the module's docstring, 0 for a slot that no row reads: (|M|,) float64."""
     one, two = (lookup.normal(probe, weights) / probe for probe in lookup.probes())
     scale = torch.ones_like(one)
     if torch.allclose(one, two, rtol=1e-6, atol=0):
@@ -149,20 +150,21 @@ class _Lookup(nn.Module):
         return self.module._rows(group, ids, torch.full((1,), feature, device=self.device))
 
     def rows(self, memory: Tensor, table: int, ids: Tensor) -> Tensor:
-        """Rows (V, embedding_dim) of a table that has `memory` for its parameters."""
+        """Read rows (V, embedding_dim) of a table that has `memory` for its parameters."""
         return functional_call(self, {"module.memory": memory}, (table, ids)).to(memory.dtype)
 
     def zeros(self) -> Tensor:
+        """Return zeros like `memory`, float64."""
         return torch.zeros(self.memory_size, dtype=torch.float64, device=self.device)
 
     def probes(self) -> Tensor:
-        """Two random arrays like `memory`: (2, |M|) float64, always the same."""
+        """Return two random arrays like `memory`: (2, |M|) float64, always the same."""
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(2, self.memory_size, dtype=torch.float64, generator=generator)
         return drawn.to(self.device)
 
     def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
-        """(table, rows, their ids) of all rows."""
+        """Yield (table, rows, their ids) of all rows."""
         for table, config in enumerate(self.configs):
             count = max(1, max(_BLOCK_ELEMENTS, self.memory_size) // config.embedding_dim)
             for first in range(0, config.num_embeddings, count):
@@ -170,7 +172,7 @@ class _Lookup(nn.Module):
                 yield table, rows, torch.arange(rows.start, rows.stop, device=self.device)
 
     def pull_back(self, memory: Tensor, cotangent: Callable[[int, slice, Tensor], Tensor]) -> Tensor:
-        """Aᵀ of cotangent(table, rows, A memory) over all blocks: (|M|,) float64."""
+        """Return Aᵀ of cotangent(table, rows, A memory) over all blocks: (|M|,) float64."""
         memory, total = memory.detach().requires_grad_(), self.zeros()
         for table, rows, ids in self.blocks():
             with torch.enable_grad():
@@ -179,11 +181,11 @@ class _Lookup(nn.Module):
         return total
 
     def normal(self, memory: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """AᵀW A memory."""
+        """Return AᵀW A memory."""
         return self.pull_back(memory, lambda table, at, rows: self._on_device(weights[table][at, None]) * rows)
 
     def transposed(self, targets: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        """AᵀW E."""
+        """Return AᵀW E."""
 
         def weighted(table: int, rows: slice, rows_read: Tensor) -> Tensor:
             return self._on_device(weights[table][rows, None]) * self._on_device(targets[table][rows])
@@ -192,7 +194,7 @@ class _Lookup(nn.Module):
 
     @torch.no_grad()
     def squared_errors(self, memory: Tensor, targets: Sequence[Tensor], weights: Sequence[Tensor]) -> list[float]:
-        """Σ w·(E − A memory)² of every table."""
+        """Return Σ w·(E − A memory)² of every table."""
         errors = [0.0] * len(self.configs)
         for table, rows, ids in self.blocks():
             difference = self.rows(memory, table, ids) - self._on_device(targets[table][rows])
@@ -203,6 +205,7 @@ class _Lookup(nn.Module):
         return part.detach().to(self.device, torch.float64)
 
     def check_tables(self, tables: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the tables. Raises ValueError for shapes that are not those of the configs, and numbers not finite."""
         _check_shapes("tables", tables, self.configs, lambda c: (c.num_embeddings, c.embedding_dim))
         for config, table in zip(self.configs, tables, strict=True):
             if not table.isfinite().all():
@@ -210,6 +213,7 @@ class _Lookup(nn.Module):
         return tables
 
     def check_weights(self, row_weights: Sequence[Any] | None) -> Sequence[Tensor]:
+        """Return a weight for every row, 1 without row_weights. Raises ValueError for what are no weights."""
         if row_weights is None:
             return [torch.ones((), dtype=torch.float64).expand(c.num_embeddings) for c in self.configs]
         weights = [torch.as_tensor(weight) for weight in row_weights]
@@ -221,7 +225,7 @@ class _Lookup(nn.Module):
 
     @torch.no_grad()
     def check_linear(self) -> None:
-        """A(a + b) = A a + A b for random a and b, on some rows of every table."""
+        """Check A(a + b) = A a + A b for random a and b, on some rows of every table."""
         a, b = self.probes()
         generator = torch.Generator().manual_seed(0)
         for table, config in enumerate(self.configs):

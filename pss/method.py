@@ -29,7 +29,7 @@ class MethodOptions(BaseModel):
 
     @property
     def needs_id_counts(self) -> bool:
-        """Whether `EmbeddingRequest.id_counts` must be given."""
+        """Return whether `EmbeddingRequest.id_counts` must be given."""
         return False
 
     def check_world_size(self, world_size: int) -> None:

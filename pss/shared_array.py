@@ -42,7 +42,7 @@ _CPU_BLOCK_ELEMENTS = 1 << 16  # 512 KiB of addresses at a time: the L2 cache
 
 
 def read_chunks(memory: Tensor, locations: Tensor, width: int, gradient: str = "dense") -> Tensor:
-    """memory (M,) floating, locations (...) int64 in [0, M - width] -> (..., width) of memory's dtype.
+    """Read chunks: memory (M,) floating, locations (...) int64 in [0, M - width] -> (..., width) of memory's dtype.
 
     gradient: "dense", "sparse" or "auto", the form of memory's gradient; a sparse one is coalesced. A dense one can be
     differentiated again. TorchScript, torch.compile and torch.export get the formula with explicit addresses, which
@@ -58,7 +58,7 @@ def read_chunks(memory: Tensor, locations: Tensor, width: int, gradient: str = "
 
 
 def sends_sparse_gradient(gradient: str, elements: int, memory_size: int) -> bool:
-    """What "dense", "sparse" or "auto" is for a batch that reads so many elements, repeats included."""
+    """Return what "dense", "sparse" or "auto" is for a batch that reads so many elements, repeats included."""
     return elements < SPARSE_BELOW * memory_size if gradient == "auto" else gradient == "sparse"
 
 
@@ -116,7 +116,7 @@ class _AddChunks(torch.autograd.Function):
 
 @torch.no_grad()
 def sparse_sum(chunks: Tensor, locations: Tensor, memory_size: int) -> Tensor:
-    """chunks (..., width) added at locations (...): a coalesced sparse tensor (memory_size,)."""
+    """Sum chunks (..., width) added at locations (...): a coalesced sparse tensor (memory_size,)."""
     width = chunks.shape[-1]
     starts, place = torch.unique(locations.reshape(-1), return_inverse=True)
     summed = chunks.new_zeros(starts.numel(), width).index_add_(0, place, chunks.reshape(-1, width))

@@ -50,7 +50,7 @@ NO_PRIVATE_ROWS = PrivateRows([], [], 0)
 
 
 def check_tiers(tiers: Sequence[Sequence[float]]) -> None:
-    """Raises ValueError for anything but pairs of falling counts ≥ 1 and shares in (0, 1) that leave something."""
+    """Raise ValueError for anything but pairs of falling counts ≥ 1 and shares in (0, 1) that leave something."""
     for tier in tiers:
         if len(tier) != 2 or tier[0] < 1 or int(tier[0]) != tier[0] or not 0 < tier[1] < 1:
             raise ValueError(f"tiers: {list(tier)} is no [count, share] of a count of at least 1 and a share in (0, 1)")
@@ -62,7 +62,7 @@ def check_tiers(tiers: Sequence[Sequence[float]]) -> None:
 
 
 def check_counts(tables: Sequence[EmbeddingBagConfig], id_counts: Sequence[np.ndarray] | None) -> Sequence[np.ndarray]:
-    """Counts (num_embeddings,) of every table. Raises ValueError where they are missing or rise after row 1."""
+    """Return counts (num_embeddings,) of every table. Raises ValueError where they are missing or rise after row 1."""
     if id_counts is None:
         raise ValueError("id_counts: tiers and private rows need to know how often ids occur in training")
     for table, counts in zip(tables, id_counts, strict=True):
@@ -79,7 +79,7 @@ def check_counts(tables: Sequence[EmbeddingBagConfig], id_counts: Sequence[np.nd
 def solve_tiers(
     tiers: Sequence[Sequence[float]], id_counts: Sequence[np.ndarray], start: int, memory_size: int, smallest: int
 ) -> Tiers:
-    """Parts of the elements from `start` on of an array of memory_size, none below `smallest` elements.
+    """Divide into parts the elements from `start` on of an array of memory_size, none below `smallest` elements.
 
     id_counts: see `check_counts`. Raises ValueError for impossible tiers and for an array too small to divide.
     """
@@ -98,7 +98,7 @@ def solve_tiers(
 def solve_private_rows(
     tables: Sequence[EmbeddingBagConfig], id_counts: Sequence[np.ndarray], elements: int
 ) -> PrivateRows:
-    """As many rows as `elements` hold, those of the largest counts over all tables; ids never seen have none.
+    """Choose as many rows as `elements` hold, those of the largest counts over all tables; ids never seen have none.
 
     Of equal counts the first tables' and lower rows come first. Rows of different lengths are taken in order of their
     counts until one does not fit. id_counts: see `check_counts`.

@@ -31,7 +31,7 @@ _TIMEOUT_S = 600
 
 @cache
 def load_cpu_kernels() -> bool:
-    """Registers the CPU kernels with PyTorch, building them where they are not in the cache. False: there are none."""
+    """Register the CPU kernels with PyTorch, building them where they are not in the cache. False: there are none."""
     if os.environ.get("PSS_BENCH_KERNELS", "on") == "off":
         return False
     try:
@@ -48,7 +48,7 @@ def load_cpu_kernels() -> bool:
 
 @cache
 def load_cuda_kernels() -> bool:
-    """Registers the CUDA kernels, which Triton compiles as they are used. False: there is no Triton."""
+    """Register the CUDA kernels, which Triton compiles as they are used. False: there is no Triton."""
     if os.environ.get("PSS_BENCH_KERNELS", "on") == "off":
         return False
     from pss.kernels import triton_robe_bags  # imports Triton
@@ -57,14 +57,14 @@ def load_cuda_kernels() -> bool:
 
 
 def cache_directory() -> Path:
-    """PSS_BENCH_CACHE, or pss-bench under the user's cache directory."""
+    """Return PSS_BENCH_CACHE, or pss-bench under the user's cache directory."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PSS_BENCH_CACHE") or Path(home) / "pss-bench")
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """The path of that file in the cache, made by `build(path)` where it is not there: whole or not at all. One process
-    builds, others on the machine wait for it; a lock ends with its owner."""
+    """Return the path of that file in the cache, made by `build(path)` where it is not there: whole or not at all.
+    One process builds, others on the machine wait for it; a lock ends with its owner."""
     path = cache_directory() / name
     if path.exists():
         return path
@@ -80,7 +80,7 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
 
 
 def _build() -> Path:
-    """The path of the library."""
+    """Return the path of the library."""
     return build_once(f"robe_bags_{_fingerprint()}.so", _compile_aloud)
 
 
@@ -108,7 +108,7 @@ def _compile(library: Path) -> None:
 
 
 def _fingerprint() -> str:
-    """Of all that the library depends on: sources, flags, PyTorch, and what the processor can do."""
+    """Hash all that the library depends on: sources, flags, PyTorch, and what the processor can do."""
     parts = [torch.__version__, sys.platform, *_FLAGS, torch.backends.cpu.get_cpu_capability(), write_cpp_layout()]
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():

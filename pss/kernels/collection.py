@@ -65,7 +65,7 @@ class KernelEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     @property
     def fused_update(self) -> bool:
-        """Whether the backward pass is to do the optimizer's step: the option of that name."""
+        """Return whether the backward pass is to do the optimizer's step: the option of that name."""
         return self.options.fused_update
 
     @torch.jit.unused
@@ -89,7 +89,7 @@ class KernelEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     @property
     def lookup_kernel(self) -> str:
-        """What this device makes of `kernel`: robe_bags, with its update or without, or plain PyTorch."""
+        """Return what this device makes of `kernel`: robe_bags, with its update or without, or plain PyTorch."""
         if not all(self._has_kernel(group) for group in range(len(self._groups))):
             return "plain"
         return "robe_bags, fused update" if self._update is not None else "robe_bags"
@@ -101,7 +101,7 @@ class KernelEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     @torch.jit.unused
     def _pooled_by_kernel(self, group: int, features: KeyedJaggedTensor) -> Tensor:
-        """`_pooled_rows` as one operator, which reads the ids where they are."""
+        """Pool as `_pooled_rows`, as one operator, which reads the ids where they are."""
         position_of = {key: position for position, key in enumerate(features.keys())}
         positions: list[int] = []
         for name in self._groups[group].feature_names:

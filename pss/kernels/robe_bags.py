@@ -38,8 +38,8 @@ _ready: dict[str, bool] = {}
 
 
 def is_available(device_type: str) -> bool:
-    """Whether tensors of such a device have kernels; builds them where they are yet to be built, but not from within
-    torch.compile."""
+    """Return whether tensors of such a device have kernels; builds them where they are yet to be built, but not from
+    within torch.compile."""
     if device_type not in _ready and not torch.compiler.is_compiling():
         _ready[device_type] = (
             load_cpu_kernels() if device_type == "cpu" else device_type == "cuda" and load_cuda_kernels()
@@ -105,7 +105,7 @@ def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 
 
 def _backward_of_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The adjoint of the adjoint: the lookup itself. Weights get no second derivative."""
+    """Apply the adjoint of the adjoint: the lookup itself. Weights get no second derivative."""
     of_gradient = torch.ops.pss.robe_bags(gradient, *ctx.saved_tensors, *ctx.batch, False)
     return of_gradient, None, None, None, None, None, None
 
@@ -135,12 +135,13 @@ class _UpdateInBackward(torch.autograd.Function):
 
 
 def update_in_backward(memory: Tensor, batch: tuple[Any, ...], update: Update) -> Tensor:
-    """`robe_bags` of a batch, (ids, offsets, weights, batch_size, features, plan), with `update` in its backward."""
+    """Look up by `robe_bags` of a batch, (ids, offsets, weights, batch_size, features, plan), with `update` in its
+    backward."""
     return _UpdateInBackward.apply(memory, batch[2], batch, update)
 
 
 def fused_update(optimizer: torch.optim.Optimizer, memory: Tensor) -> Update:
-    """The step of an optimizer over `memory`, to be done in the backward pass.
+    """Return the step of an optimizer over `memory`, to be done in the backward pass.
 
     It is the optimizer's own step with its own state, learning rate included, which may change between steps; the
     optimizer itself finds no gradient and does nothing. Where the parameters of a batch overlap, gradients are summed

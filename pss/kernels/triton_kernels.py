@@ -15,7 +15,8 @@ from pss.kernels.triton_locate import find_elements, find_places, find_units, lo
 
 @triton.jit
 def pool_bags(out, memory, batch, plan, UNITS: tl.constexpr, LANES: tl.constexpr):
-    """out[unit, lane] = Σ over the bag's ids of  w · sign · memory[location + lane], over their number for mean."""
+    """Pool bags: out[unit, lane] = Σ over the bag's ids of w · sign · memory[location + lane], over their number for
+    mean."""
     bag, chunk, feature, begin, length, is_unit = find_units(batch, plan, plan.num_chunks, UNITS)
     lane = tl.arange(0, LANES)[None, :]
     is_element = find_elements(plan, chunk, is_unit, LANES)
@@ -33,8 +34,8 @@ def pool_bags(out, memory, batch, plan, UNITS: tl.constexpr, LANES: tl.constexpr
 
 @triton.jit
 def add_gradient(memory, gradient, scale, batch, plan, UNITS: tl.constexpr, LANES: tl.constexpr):
-    """memory[location + lane] += scale · w · sign · gradient[unit, lane] for each of the bag's ids, over their number
-    for mean. Atomic additions, in no order."""
+    """Add gradients: memory[location + lane] += scale · w · sign · gradient[unit, lane] for each of the bag's ids,
+    over their number for mean. Atomic additions, in no order."""
     bag, chunk, feature, begin, length, is_unit = find_units(batch, plan, plan.num_chunks, UNITS)
     lane = tl.arange(0, LANES)[None, :]
     is_element = find_elements(plan, chunk, is_unit, LANES)
@@ -51,7 +52,7 @@ def add_gradient(memory, gradient, scale, batch, plan, UNITS: tl.constexpr, LANE
 
 @triton.jit(do_not_specialize=["num_ids"])
 def dot_rows(dots, gradient, memory, num_ids, batch, plan, UNITS: tl.constexpr, LANES: tl.constexpr):
-    """dots[copy, id] = gradient of the id's bag · its row, over the number of ids for mean.
+    """Derive by weights: dots[copy, id] = gradient of the id's bag · its row, over the number of ids for mean.
 
     A unit is a bag here and passes over its chunks, so that nothing has to be added up between programs. copy: see
     KernelPlan; an id that several tables read has a derivative from each.
@@ -76,7 +77,8 @@ def dot_rows(dots, gradient, memory, num_ids, batch, plan, UNITS: tl.constexpr, 
 
 @triton.jit
 def step_adagrad(memory, squares, sums, size, learning_rate, eps, ELEMENTS: tl.constexpr):
-    """squares += sums², memory -= learning_rate · sums / (√squares + eps); nothing is read where a sum is zero."""
+    """Step by Adagrad: squares += sums², memory -= learning_rate · sums / (√squares + eps); nothing is read where a
+    sum is zero."""
     e = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
     total = tl.load(sums + e, mask=e < size, other=0.0, eviction_policy="evict_first")
     is_touched = total != 0.0

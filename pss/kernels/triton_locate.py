@@ -26,7 +26,7 @@ PRIME = tl.constexpr(AffineHash.PRIME)
 
 @triton.jit
 def find_units(batch, plan, CHUNKS: tl.constexpr, UNITS: tl.constexpr):
-    """This program's units: each chunk of a bag is one, or, with CHUNKS = 1, each bag.
+    """Find this program's units: each chunk of a bag is one, or, with CHUNKS = 1, each bag.
 
     Returns, each (UNITS,): bag in the order of the output, chunk and feature, int64; the first place of the bag's ids
     and how many they are, int64; and whether there is such a unit: past the last they are like it, but without ids.
@@ -46,14 +46,14 @@ def find_units(batch, plan, CHUNKS: tl.constexpr, UNITS: tl.constexpr):
 
 @triton.jit
 def find_places(plan, bag, chunk):
-    """Of each unit's chunk, its first element's place in the output or its gradient: (UNITS,) int64."""
+    """Return of each unit's chunk the first element's place in the output or its gradient: (UNITS,) int64."""
     return bag * plan.embedding_dim + chunk * plan.block_size
 
 
 @triton.jit
 def find_elements(plan, chunk, is_unit, LANES: tl.constexpr):
-    """The lanes that are elements of each unit's chunk: a mask (UNITS, LANES), or (UNITS, 1) where all are, which lets
-    the compiler use vectors."""
+    """Return the lanes that are elements of each unit's chunk: a mask (UNITS, LANES), or (UNITS, 1) where all are,
+    which lets the compiler use vectors."""
     if plan.embedding_dim % plan.block_size == 0 and plan.block_size == LANES:
         return is_unit[:, None]
     else:
@@ -64,13 +64,13 @@ def find_elements(plan, chunk, is_unit, LANES: tl.constexpr):
 
 @triton.jit
 def load_ids(batch, begin, length, k):
-    """The k-th id of each bag, int64; past the last, some id."""
+    """Return the k-th id of each bag, int64; past the last, some id."""
     return tl.load(batch.ids + _find_id(begin, length, k)).to(tl.int64)
 
 
 @triton.jit
 def load_weights(batch, begin, length, k):
-    """The weight of the k-th id of each bag, float32; 1 if the batch has none; past the last, some weight."""
+    """Return the weight of the k-th id of each bag, float32; 1 if the batch has none; past the last, some weight."""
     weights = tl.full(begin.shape, 1.0, tl.float32)
     if batch.weights is not None:
         weights = tl.load(batch.weights + _find_id(begin, length, k))
@@ -84,7 +84,7 @@ def _find_id(begin, length, k):
 
 @triton.jit
 def locate(plan, feature, chunk, ids):
-    """Of M, for each unit: its chunk's first element (UNITS,) int64, and the sign ±1 (UNITS,) float32."""
+    """Return for each unit of M its chunk's first element (UNITS,) int64, and the sign ±1 (UNITS,) float32."""
     block = ids * plan.num_chunks + chunk if plan.is_flattened else ids
     start, slots = tl.load(plan.starts), tl.load(plan.slots)
     if plan.rows_per_block > 1:
@@ -109,7 +109,7 @@ def locate(plan, feature, chunk, ids):
 
 @triton.jit
 def _hash(tables, feature, chunk, block, slots, IS_AFFINE: tl.constexpr):
-    """`pss.hashing.locate` for slots ≤ 2^31: (UNITS,) int64 in [0, slots)."""
+    """Hash as `pss.hashing.locate` for slots ≤ 2^31: (UNITS,) int64 in [0, slots)."""
     table_key, chunk_key = tl.load(tables.table_keys + feature), tl.load(tables.chunk_keys + chunk)
     if IS_AFFINE:
         remainder = block % PRIME  # with the sign of block, as in C
@@ -125,7 +125,7 @@ def _hash(tables, feature, chunk, block, slots, IS_AFFINE: tl.constexpr):
 
 @triton.jit
 def _mix64(x):
-    """`pss.hashing.mix64` on uint64."""
+    """Apply `pss.hashing.mix64` on uint64."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)

@@ -91,7 +91,7 @@ class Lookup:
         self.lanes = 1 << (self.longest_chunk - 1).bit_length()
 
     def check_memory(self, memory: Tensor) -> Tensor:
-        """memory, or another array of its size, as kernels take it."""
+        """Return memory, or another array of its size, as kernels take it."""
         if memory.dtype != torch.float32 or memory.shape != (self.group.memory_size,):
             raise ValueError(
                 f"memory must be float32 of {self.group.memory_size} elements, not {memory.dtype} of {memory.shape}"
@@ -99,19 +99,20 @@ class Lookup:
         return memory.contiguous()
 
     def check_updated_memory(self, memory: Tensor) -> Tensor:
-        """The same where it is written to, so that a copy will not do."""
+        """Return the same where it is written to, so that a copy will not do."""
         if not memory.is_contiguous():
             raise ValueError("memory must be contiguous to be updated in place")
         return self.check_memory(memory)
 
     def check_gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient of the output as kernels take it."""
+        """Return the gradient of the output as kernels take it."""
         if gradient.shape != self.shape:
             raise ValueError(f"gradient must be of shape {self.shape}, not {tuple(gradient.shape)}")
         return gradient.to(torch.float32).contiguous()
 
     def launch(self, kernel: Any, *arguments: Any, has_lanes: bool = True, units_per_bag: int | None = None) -> None:
-        """kernel(*arguments, batch, plan, UNITS, LANES) over all units: the chunks of each bag, or as many as said.
+        """Launch kernel(*arguments, batch, plan, UNITS, LANES) over all units: the chunks of each bag, or as many as
+        said.
 
         A tile without lanes is one of units alone.
         """
@@ -121,7 +122,7 @@ class Lookup:
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """kernel(*arguments) on the device of the first."""
+    """Launch kernel(*arguments) on the device of the first."""
     if programs > 0:
         with torch.cuda.device_of(arguments[0]):
             kernel[(programs,)](*arguments, **constants)
@@ -131,8 +132,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 def _build_plan(
     plan: tuple[int, ...], features: tuple[int, ...], device: torch.device
 ) -> tuple[RobePlan, KernelPlan, int]:
-    """The packed plan and the features' positions in the batch, copied to the device once and kept: no step waits for a
-    copy, and CUDA graphs hold the addresses. And how many features have the same position, at most."""
+    """Return the packed plan and the features' positions in the batch, copied to the device once and kept: no step
+    waits for a copy, and CUDA graphs hold the addresses. And how many features have the same position, at most."""
     group = unpack(list(plan))
     if len(features) != len(group.location.table_keys):
         raise ValueError(f"the plan is for {len(group.location.table_keys)} features, not {len(features)}")

@@ -35,7 +35,7 @@ class Entries(NamedTuple):
 
 
 def sort_entries(lookup: Lookup) -> Entries:
-    """All chunks that the batch reads."""
+    """Sort all chunks that the batch reads."""
     ids, device, group = lookup.batch.ids, lookup.batch.ids.device, lookup.group
     most = ids.numel() * lookup.most_copies * lookup.num_chunks
     dtype = torch.int32 if group.memory_size < 1 << 31 else torch.int64
@@ -48,7 +48,7 @@ def sort_entries(lookup: Lookup) -> Entries:
 
 
 def _count_ids_before(lookup: Lookup) -> Tensor:
-    """For every bag in the order of the output, the ids of the bags before it: (bags,) int64."""
+    """Return for every bag in the order of the output, the ids of the bags before it: (bags,) int64."""
     offsets, batch_size = lookup.batch.offsets, lookup.batch.batch_size
     bags = lookup.plan.positions * batch_size + torch.arange(batch_size, device=offsets.device).unsqueeze(1)
     lengths = (offsets[1:][bags] - offsets[bags]).long().flatten()
@@ -56,7 +56,7 @@ def _count_ids_before(lookup: Lookup) -> Tensor:
 
 
 def find_slots(entries: Entries, lookup: Lookup) -> Tensor:
-    """The elements of M that the entries read, each once, rising: (n,) int64. Waits for n."""
+    """Return the elements of M that the entries read, each once, rising: (n,) int64. Waits for n."""
     locations, group = entries.locations.long(), lookup.group
     column = entries.places[entries.order] % group.embedding_dim
     widths = (group.embedding_dim - column).clamp(max=group.block_size)
@@ -71,7 +71,7 @@ def find_slots(entries: Entries, lookup: Lookup) -> Tensor:
 
 
 def sum_entries(entries: Entries, gradient: Tensor, lookup: Lookup, slots: Tensor | None = None) -> Tensor:
-    """The sums of these elements of M, (n,) float32, or of all, (|M|,)."""
+    """Return the sums of these elements of M, (n,) float32, or of all, (|M|,)."""
     size = lookup.group.memory_size if slots is None else slots.numel()
     sums = torch.empty(size, dtype=torch.float32, device=gradient.device)
     tile = max(_FEWEST_ELEMENTS, lookup.lanes)

@@ -32,7 +32,7 @@ _libraries: list[torch.library.Library] = []  # what is registered goes with its
 
 @cache
 def register() -> bool:
-    """Makes these functions the operators' implementations for CUDA. False: there is no Triton here."""
+    """Make these functions the operators' implementations for CUDA. False: there is no Triton here."""
     if find_spec("triton") is None:
         return False
     _libraries.append(torch.library.Library("pss", "IMPL"))
@@ -49,7 +49,7 @@ def register() -> bool:
 
 
 def robe_bags(memory: Tensor, *batch_and_form: Any) -> Tensor:
-    """(B, features · embedding_dim) float32. The form of the gradient is for its backward pass."""
+    """Return (B, features · embedding_dim) float32. The form of the gradient is for its backward pass."""
     lookup = Lookup(*batch_and_form[:-1])
     memory = lookup.check_memory(memory)
     out = torch.empty(lookup.shape, dtype=torch.float32, device=memory.device)
@@ -58,13 +58,13 @@ def robe_bags(memory: Tensor, *batch_and_form: Any) -> Tensor:
 
 
 def robe_bags_backward(gradient: Tensor, *batch: Any) -> Tensor:
-    """(|M|,) float32."""
+    """Return the gradient of memory, (|M|,) float32."""
     lookup = Lookup(*batch)
     return _sum_gradient(lookup, lookup.check_gradient(gradient))
 
 
 def robe_bags_backward_sparse(gradient: Tensor, *batch: Any) -> tuple[Tensor, Tensor]:
-    """The elements of M that the batch reads, (n,) int64, each once, rising; their gradients, (n,) float32."""
+    """Return the elements of M that the batch reads, (n,) int64, each once, rising; their gradients, (n,) float32."""
     lookup = Lookup(*batch)
     gradient = lookup.check_gradient(gradient)
     entries = sort_entries(lookup)
@@ -73,7 +73,7 @@ def robe_bags_backward_sparse(gradient: Tensor, *batch: Any) -> tuple[Tensor, Te
 
 
 def robe_bags_weight_gradient(gradient: Tensor, memory: Tensor, *batch: Any) -> Tensor:
-    """(V,) float32; zero for ids of features that the plan does not read."""
+    """Return the gradient of the weights, (V,) float32; zero for ids of features that the plan does not read."""
     lookup = Lookup(*batch)
     gradient, memory = lookup.check_gradient(gradient), lookup.check_memory(memory)
     num_ids = lookup.batch.ids.numel()
@@ -83,7 +83,7 @@ def robe_bags_weight_gradient(gradient: Tensor, memory: Tensor, *batch: Any) -> 
 
 
 def robe_bags_sgd_(memory: Tensor, gradient: Tensor, *batch_and_rate: Any) -> None:
-    """memory -= learning_rate · gradient of memory."""
+    """Update memory by SGD: memory -= learning_rate · gradient of memory."""
     *batch, learning_rate = batch_and_rate
     lookup = Lookup(*batch)
     gradient, memory = lookup.check_gradient(gradient), lookup.check_updated_memory(memory)
@@ -94,7 +94,8 @@ def robe_bags_sgd_(memory: Tensor, gradient: Tensor, *batch_and_rate: Any) -> No
 
 
 def robe_bags_adagrad_(memory: Tensor, squares: Tensor, gradient: Tensor, *batch_and_rates: Any) -> None:
-    """squares += sums², memory -= learning_rate · sums / (√squares + eps), with sums the gradient of memory."""
+    """Update memory by Adagrad: squares += sums², memory -= learning_rate · sums / (√squares + eps), with sums the
+    gradient of memory."""
     *batch, learning_rate, eps = batch_and_rates
     lookup = Lookup(*batch)
     memory, squares = lookup.check_updated_memory(memory), lookup.check_updated_memory(squares)
@@ -104,7 +105,7 @@ def robe_bags_adagrad_(memory: Tensor, squares: Tensor, gradient: Tensor, *batch
 
 
 def _sum_gradient(lookup: "Lookup", gradient: Tensor) -> Tensor:
-    """The gradient of memory, (|M|,) float32."""
+    """Return the gradient of memory, (|M|,) float32."""
     if torch.are_deterministic_algorithms_enabled():
         return sum_entries(sort_entries(lookup), gradient, lookup)
     sums = torch.zeros(lookup.group.memory_size, dtype=torch.float32, device=gradient.device)

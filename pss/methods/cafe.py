@@ -119,7 +119,7 @@ class CafeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         self.sketch = HotSketch(self.private_rows, self.options.slots_per_bucket, self.private_rows, device)
 
     def _divide(self, budget_bytes: int) -> tuple[int, int]:
-        """(private rows, shared rows) that fit, at least one of each."""
+        """Return (private rows, shared rows) that fit, at least one of each."""
         shared_bytes = 4 * self.row_size
         private_bytes = shared_bytes + BYTES_PER_SLOT * self.options.slots_per_bucket
         asked, most = self.options.hot_share * budget_bytes, budget_bytes - shared_bytes
@@ -128,7 +128,7 @@ class CafeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         return private, max(1, (budget_bytes - private * private_bytes) // shared_bytes)
 
     def reset_parameters(self) -> None:
-        """The start of the seed: every id reads its shared row; nothing on the meta device."""
+        """Draw the start of the seed: every id reads its shared row; nothing on the meta device."""
         super().reset_parameters()
         self.sketch.reset()
 
@@ -143,11 +143,11 @@ class CafeEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         return rows
 
     def _shared_row(self, keys: Tensor) -> Tensor:
-        """Row of memory that a key reads while it is not hot."""
+        """Return the row of memory that a key reads while it is not hot."""
         return self.private_rows + torch.div(keys, self.private_rows, rounding_mode="floor") % self.shared_rows
 
     def _see(self, keys: Tensor, tables: Tensor, gradient: Tensor) -> None:
-        """gradient (..., embedding_dim) of the rows of these keys (...)."""
+        """Note the importance of ids. gradient (..., embedding_dim) of the rows of these keys (...)."""
         norms = torch.ones_like(keys, dtype=gradient.dtype)
         if self.options.importance == "gradient":
             norms = gradient.norm(dim=-1)
@@ -208,14 +208,17 @@ class HotSketch(nn.Module):
         self.rows.fill_(-1)
 
     def find(self, keys: Tensor) -> Tensor:
-        """The private row of each key, -1 where it is not hot. keys (...) int64 ≥ 0 -> (...) int64."""
+        """Return the private row of each key, -1 where it is not hot. keys (...) int64 ≥ 0 -> (...) int64."""
         bucket = keys % self.keys.size(0)
         rows = torch.where(self.keys[bucket] == keys.unsqueeze(-1), self.rows[bucket], -1)
         return rows.amax(-1).long()
 
     def add(self, keys: Tensor, importance: Tensor) -> Tensor:
-        """keys (U,) int64 ≥ 0, none twice; importance (U,) ≥ 0. Returns bool (buckets, slots_per_bucket): the
-        slots of those of them that were here before and still are."""
+        """Add importance.
+
+        keys (U,) int64 ≥ 0, none twice; importance (U,) ≥ 0. Returns bool (buckets, slots_per_bucket): the slots of
+        those of them that were here before and still are.
+        """
         bucket, importance = keys % self.keys.size(0), importance.to(self.scores.dtype)
         slot = _first(self.keys[bucket] == keys.unsqueeze(-1))
         is_known = slot < self.keys.size(1)
@@ -270,14 +273,16 @@ class HotSketch(nn.Module):
 
 
 def _first(mask: Tensor) -> Tensor:
-    """Index of the first True in the last dimension; its size where there is none. (..., n) -> (...) int64."""
+    """Return the index of the first True in the last dimension; its size where there is none. (..., n) -> (...)
+    int64."""
     size = mask.size(-1)
     return torch.where(mask, torch.arange(size, device=mask.device), size).amin(-1)
 
 
 def importance_of_all_ranks(seen: Sequence[Occurrences], tables: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Distinct keys (U,) int64 of all ranks' occurrences, ascending, and each one's importance (U,) float64: the sum
-    over its occurrences, scaled to a mean of 1 over the occurrences of its table. Collective; equal on all ranks."""
+    """Return distinct keys (U,) int64 of all ranks' occurrences, ascending, and each one's importance (U,) float64:
+    the sum over its occurrences, scaled to a mean of 1 over the occurrences of its table. Collective; equal on all
+    ranks."""
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     seen = [Occurrences(nothing, nothing, nothing.float()), *seen]
     keys, table, importance = (torch.cat(parts) for parts in zip(*seen, strict=True))
@@ -294,13 +299,13 @@ def importance_of_all_ranks(seen: Sequence[Occurrences], tables: int, device: to
 
 
 def _sum_by_key(keys: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct keys, ascending, and the sum of each one's amounts; all (n,) int64."""
+    """Return distinct keys, ascending, and the sum of each one's amounts; all (n,) int64."""
     distinct, place = torch.unique(keys, return_inverse=True)
     return distinct, torch.zeros_like(distinct).index_add_(0, place, amounts)
 
 
 def _gather_ragged(*columns: Tensor) -> Tensor:
-    """The columns (n,) int64 of every rank, one rank after the other -> (columns, Σ n). Collective."""
+    """Return the columns (n,) int64 of every rank, one rank after the other -> (columns, Σ n). Collective."""
     count = torch.tensor([columns[0].numel()], device=columns[0].device)
     counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, count)

@@ -130,7 +130,7 @@ class CceEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The start of the seed, hashed pointers; nothing on the meta device."""
+        """Draw the start of the seed, with hashed pointers; nothing on the meta device."""
         super().reset_parameters()
         if self.memory.device.type == "meta":
             return
@@ -148,7 +148,7 @@ class CceEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         return [table for table, place in enumerate(self.layout.places) if not place.is_whole]
 
     def _parts(self, table: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of a table's codebooks (c, k, d/c), helper tables (c, k', d/c) and pointers (n, c)."""
+        """Return views of a table's codebooks (c, k, d/c), helper tables (c, k', d/c) and pointers (n, c)."""
         config, place, layout = self.embedding_bag_configs()[table], self.layout.places[table], self.layout
         sizes = [config.embedding_dim * rows for rows in (layout.clusters, layout.helper_rows)]
         parts = self.memory.detach()[place.start : place.start + sum(sizes)].split(sizes)
@@ -195,12 +195,13 @@ class CceEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             codebook[: len(centroid)] = centroid
 
     def _chunks(self, table: int, ids: Tensor) -> Tensor:
-        """The rows of these ids (b,) of a table that is not whole, in chunks (b, c, d/c)."""
+        """Return the rows of these ids (b,) of a table that is not whole, in chunks (b, c, d/c)."""
         plan = self._plan_tables([table])
         rows = cce_rows(self.memory, self.pointers, self.clusterings, ids, torch.zeros_like(ids), plan)
         return rows.view(len(ids), plan.chunks, -1)
 
     def elements_per_row(self) -> int:
+        """Return how many elements of `memory` one id of every feature reads together."""
         return sum((1 if is_whole else 2) * plan.embedding_dim for plan in self._plan for is_whole in plan.is_whole)
 
     def _identity(self) -> dict[str, int | str | bool]:
@@ -219,7 +220,7 @@ def cce_rows(
     plan: CcePlan,
     gradient: str = "dense",
 ) -> Tensor:
-    """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
+    """Return the rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; pointers and clusterings as in `CceEmbeddingBagCollection`; ids (...) int64, each in its
     table; feature int64, broadcastable to ids: position of the id's feature in the group; gradient: see
@@ -272,19 +273,22 @@ class CceLayout:
 
     @property
     def pointer_dtype(self) -> torch.dtype:
+        """Return the smallest type that tells the clusters apart."""
         return next(dtype for most, dtype in POINTER_DTYPES.items() if self.clusters <= most)
 
     @property
     def pointer_bytes(self) -> int:
+        """Return the bytes of all pointers."""
         return self.pointers * self.pointer_dtype.itemsize
 
     @property
     def stored_bytes(self) -> int:
+        """Return the bytes of parameters, pointers and the counter."""
         return 4 * self.memory_size + self.pointer_bytes + (_COUNTER_BYTES if self.pointers else 0)
 
 
 def lay_out(tables: Sequence[EmbeddingBagConfig], chunks: int, clusters: int, helper_rows: int) -> CceLayout:
-    """Every table in the form that takes less: whole, or with `clusters` and `helper_rows` rows."""
+    """Lay out every table in the form that takes less: whole, or with `clusters` and `helper_rows` rows."""
     places, memory_size, pointers = [], 0, 0
     pointer_bytes = CceLayout(chunks, clusters, helper_rows, [], 0, 0).pointer_dtype.itemsize
     for table in tables:
@@ -298,7 +302,8 @@ def lay_out(tables: Sequence[EmbeddingBagConfig], chunks: int, clusters: int, he
 
 
 def solve_layout(tables: Sequence[EmbeddingBagConfig], chunks: int | None, budget_bytes: int) -> CceLayout:
-    """The layout that `pss.methods.cce` describes; where none fits, the least there is: 2 clusters and 2 helper rows.
+    """Return the layout that the module's docstring describes; where none fits, the least there is: 2 clusters and 2
+    helper rows.
 
     chunks: asked, at least 1; None = the most of 4 to 1 whose pointers take at most half of the budget, or 1.
     """
@@ -324,7 +329,7 @@ def solve_layout(tables: Sequence[EmbeddingBagConfig], chunks: int | None, budge
 
 
 def _most(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The greatest number in [low, high] that fits, if any; what fits is fitted by all smaller ones."""
+    """Return the greatest number in [low, high] that fits, if any; what fits is fitted by all smaller ones."""
     if not fits(low):
         return None
     while low < high:
@@ -334,7 +339,8 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def find_centroids(points: Tensor, clusters: int, iterations: int, generator: torch.Generator) -> Tensor:
-    """points (n, width) floating, n ≥ 1 -> centroids (m, width) float64 on the same device, none twice at the start.
+    """Find clusters: points (n, width) floating, n ≥ 1 -> centroids (m, width) float64 on the same device, none twice
+    at the start.
 
     m = clusters, or the number of distinct points where that is less. A cluster that loses all its points keeps its
     centroid. Stops early when no point changes its cluster. generator: of the CPU, draws the seeds.
@@ -353,7 +359,7 @@ def find_centroids(points: Tensor, clusters: int, iterations: int, generator: to
 
 
 def find_nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the centroid nearest to each point: (n, width), (m, width) -> (n,) int64."""
+    """Return the index of the centroid nearest to each point: (n, width), (m, width) -> (n,) int64."""
     centroids = centroids.double()
     half_squares = centroids.square().sum(1) / 2  # |p - c|² / 2 without |p|² / 2, the same for all c
     blocks = points.split(max(1, _BLOCK_DISTANCES // len(centroids)))
@@ -361,7 +367,7 @@ def find_nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _draw_seeds(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Distinct points, each drawn with probability ∝ its squared distance to the nearest of those before it."""
+    """Draw distinct points, each drawn with probability ∝ its squared distance to the nearest of those before it."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distances = (points - points[chosen[0]]).square().sum(1)
     while len(chosen) < clusters and bool(distances.any()):

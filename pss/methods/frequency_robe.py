@@ -23,7 +23,7 @@ class Options(RobeOptions):
 
     @property
     def needs_id_counts(self) -> bool:
-        """Always: they say whose rows are private."""
+        """Return True: they say whose rows are private."""
         return True
 
 

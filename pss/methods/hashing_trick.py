@@ -137,7 +137,7 @@ class HashingTrickEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 def hashing_trick_rows(
     memory: Tensor, ids: Tensor, feature: Tensor, plan: HashingTrickPlan, gradient: str = "dense"
 ) -> Tensor:
-    """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
+    """Return the rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
     group; gradient: see pss.shared_array. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids

@@ -149,12 +149,13 @@ class JltEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
         )
 
     def reset_parameters(self) -> None:
-        """memory = U(-init_scale, init_scale) and the S that goes with it; nothing on the meta device."""
+        """Draw memory = U(-init_scale, init_scale) and the S that goes with it; nothing on the meta device."""
         super().reset_parameters()
         self._draw_columns()
 
     def _draw_columns(self) -> None:
-        """Box and Muller's normal numbers out of raw words, a stream that no release of NumPy or PyTorch changes."""
+        """Draw Box and Muller's normal numbers out of raw words, a stream that no release of NumPy or PyTorch
+        changes."""
         if self.columns.numel() == 0 or self.columns.device.type == "meta":
             return
         source = np.random.PCG64(mix64(self.seed + 2))
@@ -165,11 +166,13 @@ class JltEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
             part.copy_(torch.from_numpy(normal).view_as(part))
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Also makes S, which is not in the state, for a module that came off the meta device without it."""
+        """Check a state dict, and make S, which is not in the state, for a module that came off the meta device
+        without it."""
         super().set_extra_state(state)
         self._draw_columns()
 
     def elements_per_row(self) -> int:
+        """Return how many elements of `memory` one id of every feature reads together."""
         return super().elements_per_row() * (self.nonzeros or self.rows)
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
@@ -183,7 +186,7 @@ class JltEmbeddingBagCollection(SharedArrayEmbeddingBagCollection):
 def jlt_rows(
     memory: Tensor, columns: Tensor, ids: Tensor, feature: Tensor, plan: JltPlan, gradient: str = "dense"
 ) -> Tensor:
-    """The rows (S e_i)ᵀ M of the module's docstring: plain PyTorch, the reference for any kernel.
+    """Return the rows (S e_i)ᵀ M of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (k·width,) floating; columns (N, k): Sᵀ if gaussian, else unused; ids (...) int64; feature int64,
     broadcastable to ids: position of the id's feature in the group; gradient: see pss.shared_array. Returns
@@ -209,7 +212,7 @@ def jlt_rows(
 
 
 def sketch_entries(columns: Tensor, ids: Tensor, feature: Tensor, plan: JltPlan) -> Tensor:
-    """The ids' columns of a gaussian or achlioptas S, (..., k) floating: the coefficients of the rows of M."""
+    """Return the ids' columns of a gaussian or achlioptas S, (..., k) floating: the coefficients of the rows of M."""
     if plan.sketch == "gaussian":
         return columns[ids + torch.tensor(plan.starts, dtype=torch.int64, device=ids.device)[feature]]
     place = locate(ids, feature, plan.words, 6)
@@ -249,7 +252,7 @@ class _ReadSketch(torch.autograd.Function):
 
 
 def _blocks(ids: Tensor, feature: Tensor, entries_per_id: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(their places, ids, features) of as many ids, flattened, as S is made for at a time."""
+    """Yield (their places, ids, features) of as many ids, flattened, as S is made for at a time."""
     step = max(16, (_CPU_BLOCK_ENTRIES if ids.device.type == "cpu" else _BLOCK_ENTRIES) // entries_per_id)
     feature = feature.expand(ids.shape).reshape(-1)
     for first in range(0, ids.numel(), step):
@@ -278,7 +281,7 @@ def cell(module: JltEmbeddingBagCollection, table: int, row: int, col: int) -> f
 
 
 def sketch_column(module: JltEmbeddingBagCollection, table: int, row: int) -> dict[int, float]:
-    """Row of S -> its entry, of the non-zeros in the column of that row of the table, in plain Python numbers."""
+    """Return {row of S: its entry} of the non-zeros in the column of that row of the table, in plain Python numbers."""
     k, s = module.rows, module.nonzeros
     if module.options.sketch == "gaussian":
         start = sum(config.num_embeddings for config in module.embedding_bag_configs()[:table])

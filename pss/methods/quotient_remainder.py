@@ -151,8 +151,10 @@ class QuotientRemainderEmbeddingBagCollection(SharedArrayEmbeddingBagCollection)
         )
 
     def reset_parameters(self) -> None:
-        """memory anew, the same for the same seed, the tables' standard deviation init_scale / √3; nothing on the meta
-        device."""
+        """Draw memory anew, the same for the same seed, the tables' standard deviation init_scale / √3.
+
+        Nothing on the meta device.
+        """
         super().reset_parameters()
         if self.options.combine in PIECES or self.init_scale == 0 or self.memory.device.type == "meta":
             return
@@ -169,7 +171,7 @@ class QuotientRemainderEmbeddingBagCollection(SharedArrayEmbeddingBagCollection)
                     self.memory[partitions.starts[0] : end].mul_(std / target)
 
     def elements_per_row(self) -> int:
-        """Elements of `memory` that one id of every feature reads together."""
+        """Return how many elements of `memory` one id of every feature reads together."""
         return super().elements_per_row() * (1 if self.options.combine in PIECES else self.options.partitions)
 
     def _rows(self, group: int, ids: Tensor, feature: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ class QuotientRemainderEmbeddingBagCollection(SharedArrayEmbeddingBagCollection)
 def quotient_remainder_rows(
     memory: Tensor, ids: Tensor, feature: Tensor, plan: QuotientRemainderPlan, gradient: str = "dense"
 ) -> Tensor:
-    """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
+    """Return the rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
     group; gradient: see pss.shared_array. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids
@@ -219,7 +221,8 @@ def quotient_remainder_rows(
 
 
 def _read_pieces(memory: Tensor, locations: Tensor, widths: list[int], gradient: str) -> Tensor:
-    """Pieces of widths[p] elements, of two widths at most, at locations (..., p), side by side: (..., Σ widths)."""
+    """Read pieces of widths[p] elements, of two widths at most, at locations (..., p), side by side: (..., Σ
+    widths)."""
     longer = widths.count(widths[0])
     pieces = read_chunks(memory, locations.narrow(-1, 0, longer), widths[0], gradient).flatten(-2)
     if longer == len(widths):
@@ -229,17 +232,17 @@ def _read_pieces(memory: Tensor, locations: Tensor, widths: list[int], gradient:
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """Integers that sum to total, the largest first, the smallest at most one less."""
+    """Return integers that sum to total, the largest first, the smallest at most one less."""
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 def row_widths(combine: str, partitions: int, embedding_dim: int) -> list[int]:
-    """Elements of one row of each partition."""
+    """Return the elements of one row of each partition."""
     return split_evenly(embedding_dim, partitions) if combine in PIECES else [embedding_dim] * partitions
 
 
 def smallest_radices(partitions: int, num_embeddings: int) -> list[int]:
-    """The integers with the smallest sum, the largest first, whose product is num_embeddings or more."""
+    """Return the integers with the smallest sum, the largest first, whose product is num_embeddings or more."""
     low, high = partitions - 1, partitions - 1 + num_embeddings  # sums: too small, large enough
     while high - low > 1:
         middle = (low + high) // 2
@@ -249,7 +252,7 @@ def smallest_radices(partitions: int, num_embeddings: int) -> list[int]:
 
 
 def largest_first(widths: list[int], num_embeddings: int, budget: int) -> list[int]:
-    """Radices with a product of num_embeddings or more, the first as large as a budget of parameters allows."""
+    """Return radices with a product of num_embeddings or more, the first as large as a budget of parameters allows."""
 
     def radices(first: int) -> list[int]:
         return [first, *smallest_radices(len(widths) - 1, -(-num_embeddings // first))]
@@ -263,11 +266,12 @@ def largest_first(widths: list[int], num_embeddings: int, budget: int) -> list[i
 
 
 def count_parameters(rows: list[int], widths: list[int]) -> int:
+    """Return the parameters of tables of that many rows and these widths."""
     return sum(m * width for m, width in zip(rows, widths, strict=True))
 
 
 def count_enough_rows(combine: str, widths: list[int], num_embeddings: int) -> int:
-    """c_t: the fewest rows of d with which every id has a combination of its own, or is stored by itself."""
+    """Return c_t, the fewest rows of d with which every id has a combination of its own, or is stored by itself."""
     if combine == "chunked":
         return num_embeddings
     row_size = sum(widths) if combine in PIECES else widths[0]
@@ -278,7 +282,8 @@ def count_enough_rows(combine: str, widths: list[int], num_embeddings: int) -> i
 def place_partitions(
     combine: str, widths: list[int], num_embeddings: int, table_rows: int, start: int
 ) -> tuple[Partitions, int]:
-    """How a table is stored in R_t = table_rows rows of d, at most num_embeddings, from `start` on; where it ends."""
+    """Return how a table is stored in R_t = table_rows rows of d, at most num_embeddings, from `start` on; where it
+    ends."""
     k, is_whole = len(widths), table_rows == num_embeddings
     strides, is_hashed, is_stored = [1] * k, [False] * k, [True] * k
     if combine == "chunked":
@@ -334,7 +339,7 @@ def cell(module: QuotientRemainderEmbeddingBagCollection, table: int, row: int, 
 
 
 def _digits(module: QuotientRemainderEmbeddingBagCollection, table: int, row: int) -> list[int]:
-    """r_1 … r_k of a row."""
+    """Return r_1 … r_k of a row."""
     rows, num_embeddings = module.stored[table].rows, module.embedding_bag_configs()[table].num_embeddings
     location, slots = module.location_hash.location, module.location_hash.max_slots
     if rows[0] == num_embeddings:

@@ -58,6 +58,7 @@ class Options(KernelOptions):
 
     @property
     def needs_id_counts(self) -> bool:
+        """Return whether ids are divided by how often they occur."""
         return bool(self.tiers)
 
     @field_validator("tiers")
@@ -92,7 +93,7 @@ class RobeArguments(Options, MemorySize):
 
     @property
     def is_divided(self) -> bool:
-        """Whether frequent and rare ids read different parts of M."""
+        """Return whether frequent and rare ids read different parts of M."""
         return len(self.tiers) > 0 or self.private_share > 0
 
 
@@ -191,7 +192,7 @@ def _check_flattened(tables: Sequence[EmbeddingBagConfig], block_size: int) -> N
 
 @torch.fx.wrap
 def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan, gradient: str = "dense") -> Tensor:
-    """The rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
+    """Return the rows E_t[id] of the module's docstring: plain PyTorch, the reference for any kernel.
 
     memory (|M|,) floating; ids (...) int64; feature int64, broadcastable to ids: position of the id's feature in the
     group; gradient: see pss.shared_array. Returns (..., embedding_dim) of memory's dtype. Every int64 id has a row: ids
@@ -214,7 +215,7 @@ def robe_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan, grad
 
 
 def _divided(locations: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan) -> Tensor:
-    """Locations (..., chunks) in the first tier, as if it began at 0 -> in the part of M where each id belongs."""
+    """Move locations (..., chunks) in the first tier, as if it began at 0 -> in the part of M where each id belongs."""
     locations = locations + plan.starts[0]
     for tier in range(1, len(plan.starts)):
         first = torch.tensor(plan.bounds[tier - 1], dtype=torch.int64, device=ids.device)[feature]
@@ -231,7 +232,7 @@ def _divided(locations: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan) ->
 
 
 def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan, gradient: str) -> Tensor:
-    """`robe_rows` where blocks are those of the flattened table: a row lies in up to ⌈(d - 1) / Z⌉ + 1 of them.
+    """Read as `robe_rows` where blocks are those of the flattened table: a row lies in up to ⌈(d - 1) / Z⌉ + 1 of them.
 
     row·d may exceed 63 bits; with row = a·Z + b it starts in block a·d + (b·d) // Z, at offset (b·d) % Z.
     """
@@ -254,7 +255,7 @@ def _flattened_rows(memory: Tensor, ids: Tensor, feature: Tensor, plan: RobePlan
 
 
 def _signs(blocks: Tensor, feature: Tensor, constants: HashConstants) -> Tensor:
-    """±1 int64 (..., chunks) for blocks (...)."""
+    """Return ±1 int64 (..., chunks) for blocks (...)."""
     return 1 - 2 * locate(blocks, feature, constants, 2)
 
 

@@ -70,22 +70,22 @@ class Bound(ABC):
     micro_only: ClassVar[frozenset[str]] = frozenset()  # whose micro error it bounds
 
     def macro_rows(self, dim: int, eps: float, delta: float) -> int:
-        """The least k of this inequality for macro (ε, δ)."""
+        """Return the least k of this inequality for macro (ε, δ)."""
         check_range(dim=dim, eps=eps, delta=delta)
         return math.ceil(self._rows(dim, eps, delta))
 
     def macro_eps(self, dim: int, rows: float, delta: float) -> float:
-        """The least ε of this inequality at k = rows; inf where it promises nothing."""
+        """Return the least ε of this inequality at k = rows; inf where it promises nothing."""
         check_range(dim=dim, rows=rows, delta=delta)
         return self._eps(dim, rows, delta)
 
     def micro_rows(self, dim: int, eps: float, delta: float, rho: float, important: int) -> int:
-        """The least k of this inequality for micro (ε, δ, ρ)."""
+        """Return the least k of this inequality for micro (ε, δ, ρ)."""
         check_range(dim=dim, eps=eps, delta=delta, rho=rho, important=important)
         return math.ceil(self._rows(dim + 1, rho * eps, delta / important))
 
     def micro_eps(self, dim: int, rows: float, delta: float, rho: float, important: int) -> float:
-        """The least ε of this inequality for the rows above ρ at k = rows; inf where it promises nothing."""
+        """Return the least ε of this inequality for the rows above ρ at k = rows; inf where it promises nothing."""
         check_range(dim=dim, rows=rows, delta=delta, rho=rho, important=important)
         return self._eps(dim + 1, rows, delta / important) / rho
 
@@ -156,13 +156,15 @@ BOUNDS: tuple[Bound, ...] = (SingularValues(), Net(), SecondMoment())
 
 
 def pairwise_eps(eps: float) -> float:
-    """ε² + 2ε: a micro (ε, δ, ρ) PSS keeps ⟨E[i], E[j]⟩ of important rows within that of ‖E[i]‖‖E[j]‖ (Theorem 4)."""
+    """Return ε² + 2ε: a micro (ε, δ, ρ) PSS keeps ⟨E[i], E[j]⟩ of important rows within that of ‖E[i]‖‖E[j]‖
+    (Theorem 4)."""
     check_range(eps=eps)
     return eps * (eps + 2)
 
 
 def importance(table: np.ndarray) -> np.ndarray:
-    """ρ(i) = ‖E[i]‖/σ_max(E) of every row of a table (n, d): (n,) float64. Raises ValueError for a table of zeros."""
+    """Return ρ(i) = ‖E[i]‖/σ_max(E) of every row of a table (n, d): (n,) float64. Raises ValueError for a table of
+    zeros."""
     spectral = np.linalg.norm(table.astype(np.float64), 2)
     if spectral == 0:
         raise ValueError("a table of zeros has no important rows")
@@ -170,13 +172,13 @@ def importance(table: np.ndarray) -> np.ndarray:
 
 
 def count_important(num_embeddings: int, dim: int, rho: float) -> int:
-    """The most rows of importance above ρ that any table of that size can have: min(n, d/ρ²)."""
+    """Return the most rows of importance above ρ that any table of that size can have: min(n, d/ρ²)."""
     check_range(num_embeddings=num_embeddings, dim=dim, rho=rho)
     return min(num_embeddings, math.floor(dim / rho**2 * (1 + 1e-12)))  # 0.1² in binary is above 0.01
 
 
 def check_range(**values: float) -> None:
-    """Raises ValueError with the name of a value out of range: eps and delta in (0, 1), rho in (0, 1], others ≥ 1.
+    """Raise ValueError with the name of a value out of range: eps and delta in (0, 1), rho in (0, 1], others ≥ 1.
 
     Names are those of the arguments here and on the command line."""
     for name, value in values.items():

@@ -68,7 +68,7 @@ def _join(names: Iterable[str]) -> str:
 
 
 def run_measure(asked: argparse.Namespace) -> None:
-    """Draws --seeds sketches of every size, compresses the table with each, and takes the error that a further sketch
+    """Draw --seeds sketches of every size, compresses the table with each, and takes the error that a further sketch
     stays below with probability 1 − δ. Prints it beside the bound, with the slope of log ε on log k, and writes the
     plot. Definitions are in pss/theory/sketch_error.py."""
     embeddings, described = _find_table(asked)
@@ -105,7 +105,8 @@ def _sweep(reference: Reference, asked: argparse.Namespace) -> list[Point]:
 
 
 def _find_table(asked: argparse.Namespace) -> tuple[np.ndarray, str]:
-    """The table to measure and what it is. Raises ValueError for what cannot be read or does not fit together."""
+    """Return the table to measure and what it is. Raises ValueError for what cannot be read or does not fit
+    together."""
     generated = {"rows": asked.rows, "dim": asked.dim, "exponent": asked.exponent}
     if asked.table not in ("random", "power-law"):
         given = [name for name, value in generated.items() if value is not None]
@@ -146,7 +147,7 @@ def _write(points: Sequence[Point], subject: str, asked: argparse.Namespace) -> 
 
 
 def run_identical(asked: argparse.Namespace) -> None:
-    """Hashes every id of a ROBE table of --rows × --dim by every family, and counts the ids all of whose chunks are
+    """Hash every id of a ROBE table of --rows × --dim by every family, and counts the ids all of whose chunks are
     read from the same places as another id's: no training can tell them apart. Exact; over --seeds hashes."""
     cases = [(family, megabytes) for megabytes in asked.memory_mb for family in asked.hash_family]
     title = f"Ids with the whole embedding of another: {asked.rows:,} ids, d = {asked.dim}, Z = {asked.block_size}"

@@ -14,7 +14,8 @@ _BLOCK_IDS = 1 << 16
 def identical_share(
     num_embeddings: int, embedding_dim: int, memory_size: int, block_size: int, hash_family: str, seed: int
 ) -> float:
-    """The share of ids 0 to num_embeddings - 1 of a ROBE table (unsigned) whose whole row is another's too, exactly.
+    """Return the share of ids 0 to num_embeddings - 1 of a ROBE table (unsigned) whose whole row is another's too,
+    exactly.
 
     Raises ValueError where block_size is above embedding_dim, whose rows do not start at a block, or memory_size.
     """

@@ -35,12 +35,13 @@ DEFINITIONS = (
 
 
 def write_page(points: Sequence[Point], path: Path, *, subject: str, rho: float, delta: float, command: str) -> None:
-    """Raises OSError where `path` cannot be written."""
+    """Raise OSError where `path` cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_page(points, subject=subject, rho=rho, delta=delta, command=command))
 
 
 def render_page(points: Sequence[Point], *, subject: str, rho: float, delta: float, command: str) -> str:
+    """Return the page as HTML."""
     captions = {
         "macro": "Error of all inner products ⟨Ex, Ey⟩, relative to σ_max(E)² ‖x‖‖y‖.",
         "micro": f"Largest relative error of a row of importance above {rho:g}, as it is read back.",
@@ -71,7 +72,7 @@ def render_page(points: Sequence[Point], *, subject: str, rho: float, delta: flo
 
 
 def format_point(point: Point) -> list[str]:
-    """The cells under HEADINGS."""
+    """Return the cells under HEADINGS."""
     measured = point.measured
     return [
         point.sketch,
@@ -87,13 +88,14 @@ def format_point(point: Point) -> list[str]:
 
 
 def format_eps(value: float) -> str:
+    """Return ε to three digits, a dash for one that is not defined."""
     if not math.isfinite(value):
         return "–"
     return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}"
 
 
 def draw(points: Sequence[Point], kind: str, delta: float) -> dict[str, Any]:
-    """The plotly data and layout of one kind of error, "macro" or "micro"."""
+    """Return the plotly data and layout of one kind of error, "macro" or "micro"."""
     data: list[dict[str, Any]] = []
     sketches = list(dict.fromkeys(point.sketch for point in points))
     for index, sketch in enumerate(sketches):
@@ -103,7 +105,7 @@ def draw(points: Sequence[Point], kind: str, delta: float) -> dict[str, Any]:
 
 
 def _lines(points: Sequence[Point], kind: str, index: int) -> list[dict[str, Any]]:
-    """Measured and promised error of one sketch; no line where nothing is defined."""
+    """Return measured and promised error of one sketch; no line where nothing is defined."""
     sketch, colour = points[0].sketch, _COLOURS[index % len(_COLOURS)]
     measured = [(p, getattr(p.measured, kind)) for p in points if math.isfinite(getattr(p.measured, kind))]
     promised = [(p, getattr(p, kind)) for p in points if math.isfinite(getattr(p, kind).eps)]

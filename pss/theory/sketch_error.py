@@ -83,7 +83,7 @@ class Reference:
         return self.table.shape[1]
 
     def micro_error(self, recovered: np.ndarray) -> float:
-        """recovered: the important rows as they are read back, in order."""
+        """Return the micro error. recovered: the important rows as they are read back, in order."""
         if not len(self.important):
             return math.nan
         rows = self.table[self.important]
@@ -91,7 +91,7 @@ class Reference:
 
 
 def measure(reference: Reference, sketch: str, size: int, seed: int, nonzeros: int = 8) -> Errors:
-    """The errors of one S of k = size rows. ValueError: unknown sketch, or a size it cannot have."""
+    """Return the errors of one S of k = size rows. ValueError: unknown sketch, or a size it cannot have."""
     if sketch in MODULES:
         return measure_module(reference, _build_robe(reference, size, seed, signed=MODULES[sketch]))
     if sketch not in EXPLICIT:
@@ -109,7 +109,7 @@ def measure(reference: Reference, sketch: str, size: int, seed: int, nonzeros: i
 
 
 def measure_module(reference: Reference, module: Any) -> Errors:
-    """The micro error of a module of one table, linear in its parameters, which this overwrites by Aᵀ vec(E)."""
+    """Return the micro error of a module of one table, linear in its parameters, which this overwrites by Aᵀ vec(E)."""
     table = torch.from_numpy(reference.table).float()
     (feature,) = module.embedding_bag_configs()[0].feature_names
     ids, lengths = torch.arange(len(table)), torch.ones(len(table), dtype=torch.int64)
@@ -124,7 +124,7 @@ def measure_module(reference: Reference, module: Any) -> Errors:
 
 
 def confident(errors: Sequence[float], delta: float) -> float:
-    """The ⌈(1 - δ)(N + 1)⌉-th smallest of N errors. Raises ValueError where N < 1/δ - 1, too few for one."""
+    """Return the ⌈(1 - δ)(N + 1)⌉-th smallest of N errors. Raises ValueError where N < 1/δ - 1, too few for one."""
     rank = math.ceil(round((1 - delta) * (len(errors) + 1), 9))
     if rank > len(errors):
         least = math.ceil(round(1 / delta - 1, 9))
@@ -142,7 +142,7 @@ def sweep(
     nonzeros: int = 8,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Point]:
-    """Every sketch at every k of `sizes` over seeds 0 to seeds - 1; advance is called after each measurement.
+    """Measure every sketch at every k of `sizes` over seeds 0 to seeds - 1; advance is called after each measurement.
 
     Raises ValueError before anything is measured: for too few seeds, a size above n, which would not compress, and a
     size the sketch cannot have.
@@ -169,7 +169,7 @@ def sweep(
 
 
 def find_slope(rows: Sequence[int], errors: Sequence[float]) -> float:
-    """The least-squares slope of log ε against log k; nan with fewer than two positive errors."""
+    """Return the least-squares slope of log ε against log k; nan with fewer than two positive errors."""
     usable = [(math.log(k), math.log(e)) for k, e in zip(rows, errors, strict=True) if 0 < e < math.inf]
     if len({x for x, _ in usable}) < 2:
         return math.nan
@@ -206,7 +206,8 @@ class _Blocks:
     nonzeros: int
 
     def draw(self, wanted: np.ndarray | None = None) -> Iterator[tuple[int, int, Columns]]:
-        """(first column, one past the last, S[:, first:last]); with `wanted` only blocks with any of those columns."""
+        """Yield (first column, one past the last, S[:, first:last]); with `wanted` only blocks with any of those
+        columns."""
         for start in range(0, self.num_embeddings, _BLOCK_COLUMNS):
             stop = min(start + _BLOCK_COLUMNS, self.num_embeddings)
             if wanted is not None and not ((start <= wanted) & (wanted < stop)).any():
@@ -215,7 +216,7 @@ class _Blocks:
             yield start, stop, self.columns(self.size, stop - start, rng, self.nonzeros)
 
     def recover(self, compressed: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(S e_i)ᵀ M for i in rows, ascending: (rows, d)."""
+        """Return (S e_i)ᵀ M for i in rows, ascending: (rows, d)."""
         parts = [
             columns[:, rows[(start <= rows) & (rows < stop)] - start].T @ compressed
             for start, stop, columns in self.draw(rows)
@@ -224,7 +225,7 @@ class _Blocks:
 
 
 def robe_size(rows: int, dim: int) -> int:
-    """|M| of a ROBE array whose blocks can start at as many places as M = S E of k = rows has numbers."""
+    """Return |M| of a ROBE array whose blocks can start at as many places as M = S E of k = rows has numbers."""
     return rows * dim + min(_ROBE_BLOCK, dim) - 1
 
 

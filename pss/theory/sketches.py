@@ -18,16 +18,19 @@ Columns = np.ndarray | sparse.csc_array
 
 
 def draw_gaussian(size: int, columns: int, rng: np.random.Generator, nonzeros: int) -> Columns:
+    """Return independent N(0, 1/k)."""
     return rng.standard_normal((size, columns), dtype=np.float32) * np.float32(size**-0.5)
 
 
 def draw_achlioptas(size: int, columns: int, rng: np.random.Generator, nonzeros: int) -> Columns:
+    """Return √(3/k) · {0 with 2/3, ±1 with 1/6 each}."""
     values = np.zeros(6, dtype=np.float32)
     values[:2] = (3 / size) ** 0.5, -((3 / size) ** 0.5)
     return values[rng.integers(6, size=(size, columns), dtype=np.uint8)]
 
 
 def draw_sparse(size: int, columns: int, rng: np.random.Generator, nonzeros: int) -> Columns:
+    """Return columns of some ±1/√s, one in each of s blocks of rows."""
     if size % nonzeros:
         raise ValueError(f"{nonzeros} non-zeros a column need k to be a multiple of {nonzeros}, not {size}")
     block = size // nonzeros
@@ -39,10 +42,12 @@ def draw_sparse(size: int, columns: int, rng: np.random.Generator, nonzeros: int
 
 
 def draw_hashing(size: int, columns: int, rng: np.random.Generator, nonzeros: int) -> Columns:
+    """Return columns of one ±1."""
     return draw_sparse(size, columns, rng, nonzeros=1)
 
 
 def draw_hashing_unsigned(size: int, columns: int, rng: np.random.Generator, nonzeros: int) -> Columns:
+    """Return columns of one 1."""
     return abs(draw_sparse(size, columns, rng, nonzeros=1))
 
 

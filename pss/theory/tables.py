@@ -17,19 +17,19 @@ _OPTIMIZER = "optimizer."  # its state is named after the weights
 
 
 def random_table(num_embeddings: int, dim: int, seed: int) -> np.ndarray:
-    """(n, d) float32, N(0, 1): all rows of nearly the same norm, all singular values of nearly the same size."""
+    """Return (n, d) float32, N(0, 1): all rows of nearly the same norm, all singular values of nearly the same size."""
     return np.random.default_rng(seed).standard_normal((num_embeddings, dim), dtype=np.float32)
 
 
 def power_law_table(num_embeddings: int, dim: int, exponent: float, seed: int) -> np.ndarray:
-    """(n, d) float32: row i = 1, 2, … in a random direction with norm i^-exponent."""
+    """Return (n, d) float32: row i = 1, 2, … in a random direction with norm i^-exponent."""
     table = random_table(num_embeddings, dim, seed)
     norms = np.arange(1, num_embeddings + 1, dtype=np.float64) ** -exponent
     return (table / np.linalg.norm(table, axis=1, keepdims=True) * norms[:, None]).astype(np.float32)
 
 
 def load_table(source: str) -> np.ndarray:
-    """The table at `source`, (n, d) float32, finite and not all zeros.
+    """Return the table at `source`, (n, d) float32, finite and not all zeros.
 
     source: a .npy file; a .pt file with a tensor, or with a dictionary of them; or a checkpoint directory
     (torch.distributed.checkpoint, a run's checkpoints/step_<n>). "<path>:<table>" chooses among several.
@@ -82,7 +82,7 @@ def _read_checkpoint(path: Path, name: str) -> np.ndarray:
 
 
 def _choose(path: Path, name: str, keys: dict[str, str]) -> str:
-    """The key of the table that is meant: the named one, or the only one."""
+    """Return the key of the table that is meant: the named one, or the only one."""
     if not keys:
         raise ValueError("it holds no full table")
     if name not in keys and (name or len(keys) > 1):

@@ -53,29 +53,33 @@ class PartlyFullEmbeddingBagCollection(EmbeddingBagCollectionInterface, Embeddin
         self._is_whole = [table.name in stored_whole for table in tables for _ in table.feature_names]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """B bags of every feature -> KeyedTensor (B, Σ embedding_dim) float32, keys in the order of all tables."""
+        """Look up B bags of every feature -> KeyedTensor (B, Σ embedding_dim) float32, keys in the order of all
+        tables."""
         whole, rest = _split_columns(self.whole(features)), _split_columns(self.rest(features))
         columns = [next(whole) if is_whole else next(rest) for is_whole in self._is_whole]
         return KeyedTensor(self._embedding_names, self._embedding_dims, torch.cat(columns, dim=1))
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """Return the configs of all tables."""
         return self._tables
 
     def is_weighted(self) -> bool:
+        """Return whether ids come with weights."""
         return self.whole.is_weighted()
 
     @property
     def device(self) -> torch.device:
+        """Return where the parameters are."""
         return self.whole.device
 
     @property
     def compression(self) -> float:
-        """Bytes of the full tables in fp32 / `stored_bytes`."""
+        """Return the bytes of the full tables in fp32 / `stored_bytes`."""
         return 4 * count_full_parameters(self._tables) / self.stored_bytes()
 
     @property
     def lookup_kernel(self) -> str:
-        """What looks up in the tables that are not whole."""
+        """Return what looks up in the tables that are not whole."""
         return hooks_of(self.rest).lookup_kernel
 
     def stored_bytes(self) -> int:
@@ -90,7 +94,7 @@ def build(
     request: EmbeddingRequest,
     whole_tables_below: int,
 ) -> EmbeddingBagCollectionInterface:
-    """Tables of fewer than `whole_tables_below` rows whole, the others by the method `name`.
+    """Store tables of fewer than `whole_tables_below` rows whole, the others by the method `name`.
 
     The whole tables start from the rows that they have among full tables (`baselines.full`). The method sees the other
     tables only and numbers them from 0. Where no table is small, what it builds is returned as it is.
@@ -118,7 +122,7 @@ def _build_rest(
     others: list[int],
     request: EmbeddingRequest,
 ) -> EmbeddingBagCollectionInterface:
-    """The method on the tables at `others` with the parameters that the whole ones leave."""
+    """Build the method on the tables at `others` with the parameters that the whole ones leave."""
     rest, all_parameters = [tables[i] for i in others], count_full_parameters(tables)
     rest_parameters = count_full_parameters(rest)
     whole_parameters = all_parameters - rest_parameters
@@ -140,7 +144,8 @@ def _build_rest(
 
 
 def _compression_to(budget: int, parameters: int) -> float:
-    """The compression of which ⌊parameters / compression⌋ is the budget: their ratio, rounded down to a float."""
+    """Return the compression of which ⌊parameters / compression⌋ is the budget: their ratio, rounded down to a
+    float."""
     compression = parameters / budget
     return compression if Fraction(compression) <= Fraction(parameters, budget) else math.nextafter(compression, 0)
 
@@ -148,7 +153,7 @@ def _compression_to(budget: int, parameters: int) -> float:
 def _build_whole(
     tables: list[EmbeddingBagConfig], places: list[int], request: EmbeddingRequest
 ) -> EmbeddingBagCollection:
-    """Full tables of those at `places`, starting as they do among all `tables`."""
+    """Build full tables of those at `places`, starting as they do among all `tables`."""
     module = EmbeddingBagCollection([tables[i] for i in places], is_weighted=request.is_weighted, device=request.device)
     with torch.no_grad():
         for place in places:
@@ -159,5 +164,5 @@ def _build_whole(
 
 
 def _split_columns(pooled: KeyedTensor) -> Iterator[torch.Tensor]:
-    """(B, embedding_dim) of every key, one after the other."""
+    """Yield (B, embedding_dim) of every key, one after the other."""
     return iter(pooled.values().split(pooled.length_per_key(), dim=1))
