@@ -48,9 +48,9 @@ def main(
     allow_differences: bool,
 ) -> None:
     """Print the comparison, and write its page."""
-    from recsys.report.comparison import compare
-    from recsys.report.comparison_output import format_document, print_comparison
-    from recsys.report.comparison_page import build_page
+    from recsys.compare.comparison import compare
+    from recsys.compare.output import format_document, print_comparison
+    from recsys.compare.page import build_page
     from recsys.report.run import ComparisonError
 
     if as_json and markdown:

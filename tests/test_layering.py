@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("configs", "pss", "baselines", "recsys", "launch")
-RECSYS = ("runs", "data", "models", "embedding", "profile", "train", "report", "studies", "bench", "cost")
+RECSYS = ("runs", "data", "models", "embedding", "profile", "train", "report", "compare", "studies", "bench", "cost")
+BELOW_STUDIES = [f"recsys.{room}" for room in RECSYS if room not in ("compare", "studies", "bench", "cost")]
 ALLOWED = {
     "configs": set(),
     "pss": set(),
@@ -26,8 +27,9 @@ ALLOWED = {
         "recsys.runs", "recsys.data", "recsys.models", "recsys.embedding", "recsys.profile",
     },
     "recsys.report": {"configs", "recsys.runs"},
-    "recsys.studies": {"configs", "pss", *(f"recsys.{room}" for room in RECSYS if room not in ("bench", "cost"))},
-    "recsys.bench": {"configs", "pss", *(f"recsys.{room}" for room in RECSYS if room not in ("studies", "cost"))},
+    "recsys.compare": {"configs", "recsys.runs", "recsys.report"},
+    "recsys.studies": {"configs", "pss", *BELOW_STUDIES},
+    "recsys.bench": {"configs", "pss", *BELOW_STUDIES},
     "recsys.cost": {"configs", "recsys.report", "recsys.data", "recsys.runs"},
     "launch.runners": {"launch.cli", "configs", "pss", "baselines", *(f"recsys.{room}" for room in RECSYS)},
     "launch": {"configs", "pss", "baselines", *(f"recsys.{room}" for room in RECSYS)},

@@ -232,25 +232,6 @@ def _plot_data(plot: Plot) -> dict[str, Any]:
     return {"id": plot.id, "title": plot.title, "height": plot.height, "views": views, "first": first}
 
 
-def render_page(template: str, **values: Any) -> str:
-    """Return the page of a template of any room, given `values`, `plotly` and `written`, the time."""
-    environment = Environment(
-        loader=FileSystemLoader([room for room in Path(__file__).parents[1].iterdir() if room.is_dir()]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), written=written, **values)
-
-
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write the page of a template, whole or not at all; see render_page. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render_page(template, **values))
-
-
 def as_script_data(value: Any) -> Markup:
     """Return JSON that cannot end the script element it stands in. Raises ValueError for a number not finite."""
     return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.report.comparison import compare
+from recsys.compare.comparison import compare
 from recsys.report.fairness import find_differences, shared_facts
 from recsys.report.run import ComparisonError, load_runs
 from tests.recsys.report.fake_runs import profiled_rank, profiled_window, write_run

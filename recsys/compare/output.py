@@ -3,10 +3,10 @@
 from rich.padding import Padding
 from rich.text import Text
 
-from recsys.report.comparison import Comparison
-from recsys.report.comparison_table import build_table
+from recsys.compare.comparison import Comparison
+from recsys.compare.outcome import UNFAIR, build_outcome
+from recsys.compare.table import build_table
 from recsys.report.escape import printable
-from recsys.report.outcome import UNFAIR, build_outcome
 from recsys.report.terminal import open_console
 
 _ARMS_PER_TABLE = 5

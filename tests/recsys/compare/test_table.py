@@ -5,10 +5,10 @@ from typing import cast
 
 import pytest
 
-from recsys.report.comparison import compare
-from recsys.report.comparison_output import format_document
-from recsys.report.comparison_page import build_page
-from recsys.report.comparison_table import build_profiled_table, build_table
+from recsys.compare.comparison import compare
+from recsys.compare.output import format_document
+from recsys.compare.page import build_page
+from recsys.compare.table import build_profiled_table, build_table
 from recsys.runs.metrics import QUALITY, QualityMetric
 from tests.recsys.report.fake_runs import phases, profiled_rank, profiled_window, write_demo, write_run, write_sweep
 

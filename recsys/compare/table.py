@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from recsys.report.comparison import Comparison
+from recsys.compare.comparison import Comparison
 from recsys.report.curves import TimeToTarget
 from recsys.report.frame import Arm, Measured, ProfiledSteps, Ratios
 from recsys.report.numbers import (

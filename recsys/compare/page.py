@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.load import flatten
-from recsys.report.comparison import Comparison
-from recsys.report.comparison_plots import build_plots, find_splits
-from recsys.report.comparison_table import build_profiled_table, build_table, choose_styles
+from recsys.compare.comparison import Comparison
+from recsys.compare.outcome import MOST_FINDINGS, UNFAIR, Outcome, build_outcome
+from recsys.compare.plots import build_plots, find_splits
+from recsys.compare.table import build_profiled_table, build_table, choose_styles
 from recsys.report.fairness import free_facts, shared_facts
 from recsys.report.numbers import MISSING, plural
-from recsys.report.outcome import MOST_FINDINGS, UNFAIR, Outcome, build_outcome
 from recsys.report.page import (
     Block,
     Code,

@@ -1,7 +1,7 @@
 """The plots of a comparison: quality over training, and what an arm costs in time and memory.
 
 An arm has one style in all of them. Every trace names the place of its arm in `meta`, so that the page can hide and
-show it everywhere at once. Where the time of a step goes: `recsys.report.time_plots`.
+show it everywhere at once. Where the time of a step goes: `recsys.compare.time_plots`.
 """
 
 import math
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from recsys.report.comparison import Comparison
-from recsys.report.comparison_table import choose_styles
+from recsys.compare.comparison import Comparison
+from recsys.compare.table import choose_styles
+from recsys.compare.time_plots import time_plots
 from recsys.report.curves import Point, Position
 from recsys.report.escape import escape_plotly
 from recsys.report.frame import Arm, Measured
@@ -19,7 +20,6 @@ from recsys.report.numbers import format_bytes, format_count, format_ratio, form
 from recsys.report.page import Figure, Plot
 from recsys.report.palette import BASELINE_COLOUR, Style
 from recsys.report.plots import axis, figure, label_rows, rounded
-from recsys.report.time_plots import time_plots
 from recsys.runs.metrics import QUALITY, TRAIN_LOG_LOSS
 
 _LINE_POINTS = 300

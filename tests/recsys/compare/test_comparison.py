@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.report.comparison import compare
+from recsys.compare.comparison import compare
 from recsys.report.frame import Target
 from tests.recsys.report.fake_runs import write_run
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from recsys.report.comparison import compare
-from recsys.report.outcome import build_outcome
+from recsys.compare.comparison import compare
+from recsys.compare.outcome import build_outcome
 from tests.recsys.report.fake_runs import write_demo, write_run
 
 

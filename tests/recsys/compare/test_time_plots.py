@@ -5,8 +5,8 @@ from collections import defaultdict
 import plotly.graph_objects as go
 import pytest
 
-from recsys.report.comparison import compare
-from recsys.report.time_plots import time_plots
+from recsys.compare.comparison import compare
+from recsys.compare.time_plots import time_plots
 from tests.recsys.report.fake_runs import phases, profiled_rank, profiled_window, write_demo, write_run, write_sweep
 
 

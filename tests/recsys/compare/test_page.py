@@ -6,9 +6,9 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from recsys.report.comparison import compare
-from recsys.report.comparison_page import build_page
-from recsys.report.comparison_plots import build_plots
+from recsys.compare.comparison import compare
+from recsys.compare.page import build_page
+from recsys.compare.plots import build_plots
 from tests.recsys.report.fake_runs import write_demo, write_run, write_sweep
 
 PLOTS = ["auc-time", "auc-samples", "log-loss-time", "log-loss-samples", "training-loss", "step-time", "memory"]

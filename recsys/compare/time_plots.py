@@ -7,7 +7,7 @@ figures; what runs backward is hatched in the colour of its forward phase. Arms 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from recsys.report.comparison import Comparison
+from recsys.compare.comparison import Comparison
 from recsys.report.escape import escape_plotly
 from recsys.report.frame import Arm
 from recsys.report.numbers import format_share, three_digits

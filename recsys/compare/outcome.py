@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from recsys.report.comparison import Comparison
-from recsys.report.comparison_table import describe_state
+from recsys.compare.comparison import Comparison
+from recsys.compare.table import describe_state
 from recsys.report.curves import CurveOrder
 from recsys.report.frame import Arm, Measured, ProfiledSteps
 from recsys.report.numbers import (
