@@ -180,13 +180,16 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 def figures_to_json(arm: Arm, split: str, target: Target | None) -> dict[str, Any]:
-    """Return what an arm measured as JSON holds it, every metric of the registry among it.
+    """Return what an arm measured as JSON holds it, every metric of the registry among it that any run recorded.
 
-    split: whose AUC the target is set to. Times are in ms or s as their names say, sizes in bytes or GiB.
+    Runs made before a metric was registered do not have it: their JSON stays as it was. split: whose AUC the target is
+    set to. Times are in ms or s as their names say, sizes in bytes or GiB.
     """
     best_epoch, parameters = arm.at_best("epoch"), arm.embedding_bytes
+    metrics = [f"test_{name}" for name in QUALITY]
+    recorded = [name for name in metrics if name in arm.evaluations.columns] or metrics
     measured = {
-        **{f"test_{name}": arm.at_best(f"test_{name}", sampling_error=True) for name in QUALITY},
+        **{name: arm.at_best(name, sampling_error=True) for name in recorded},
         "target_split_auc": arm.at_best(f"{split}_auc"),
         "best_epoch": best_epoch and best_epoch.mean,
         "embedding_bytes": parameters[0],
