@@ -271,7 +271,7 @@ def test_build_takes_the_sections_keys():
     request = EmbeddingRequest(compression=10, init_scale=0.5, seed=3)
     module = hashing_trick.build([table("a", 100, 8)], options, request)
     assert (module.table_rows, module.options.signed, module.seed, module.gradient) == ([10], True, 3, "sparse")
-    assert (module.rows, module.location_hash.name, module.init_scale) == ("equal", "affine", 0.5)
+    assert (module.options.rows, module.location_hash.name, module.init_scale) == ("equal", "affine", 0.5)
     for bad in ({"rows": "most"}, {"hash_family": "md5"}, {"gradient": "both"}, {"cap": 3}):
         with pytest.raises(ValidationError):
             hashing_trick.Options(**bad)  # pyright: ignore[reportArgumentType]
@@ -307,4 +307,4 @@ def test_captured_module_gives_the_same(capture: str):
 def test_defaults_work_at_toy_size():
     module = HashingTrickEmbeddingBagCollection([table("a", 10, 3), table("b", 10, 5)])
     assert module(random_kjt(["a", "b"], 3)).values().shape == (3, 8)
-    assert (module.rows, module.memory_size) == ("single", 5)  # one row: less than the default 1000×
+    assert (module.options.rows, module.memory_size) == ("single", 5)  # one row: less than the default 1000×
