@@ -5,7 +5,6 @@ jobs (`launch.runners.torchx_jobs`), one kind after the other.
 """
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from configs.schema import RunConfig
 from launch.runners.processes import ProcessRunner
 from launch.runners.torchx_jobs import LOCAL, TorchxRunner
 from launch.runners.trial import End, Runner, Trial
+from recsys.runs.environment import count_cores
 from recsys.runs.ranks import choose_device
 
 _CLUSTER_JOBS = 1000
@@ -49,9 +49,8 @@ def count_jobs(configs: Sequence[RunConfig], requested: int | None = None, at_mo
 def _count_by_cores(configs: Sequence[RunConfig]) -> int:
     if any(choose_device(config.run.device).type != "cpu" for config in configs):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = max((c.parallelism.world_size * c.parallelism.threads_per_rank for c in configs), default=1)
-    return max(1, cores // most)
+    return max(1, count_cores() // most)
 
 
 class LocalRunner:

@@ -1,7 +1,6 @@
 """The benchmark of kernels, from a request to what is printed and written."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from recsys.bench.kernel_timing import BATCHES, KernelSettings
 from recsys.runs.environment import (
     available_bytes,
     cache_bytes,
+    count_cores,
     describe_environment,
     huge_page_share,
     last_cache_bytes,
@@ -94,7 +94,7 @@ def build_report(request: KernelRequest, device: torch.device, sizes: Sequence[K
 
     heap: whether freed memory stays with the process. Raises ValueError for impossible threads or rounds.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     default = [cores] if request.grid == "paper" or device.type != "cpu" else sorted({1, cores})
     threads = sorted(set(request.threads or default))
     settings = KernelSettings(device, threads, request.rounds, request.seconds)

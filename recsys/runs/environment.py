@@ -62,6 +62,11 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
+def count_cores() -> int:
+    """Return how many cores this process may use: fewer than the machine has where it is bound to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cache_bytes(directory: Path = _CPU0_CACHES) -> dict[str, int]:
     """Return the bytes of the data caches that core 0 sees, by name (L1, L2, L3); {} where the system does not tell.
 
