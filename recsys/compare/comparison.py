@@ -23,7 +23,7 @@ from recsys.report.fairness import (
     free_facts,
     shared_facts,
 )
-from recsys.report.frame import Arm, Ratios, Results, Target, build_results
+from recsys.report.frame import Arm, Ratios, Results, Target, build_results, figures_as_json
 from recsys.report.run import Run, load_runs
 from recsys.runs.metrics import QUALITY
 from recsys.runs.summary import BestPossible
@@ -64,6 +64,14 @@ class Comparison:
         first, *others = (run.summary.best_possible for run in self.runs)
         return first if all(other == first for other in others) else None
 
+    @property
+    def metrics(self) -> list[str]:
+        """Return the metrics of the registry that some arm has at its best evaluation.
+
+        Runs made before a metric was registered do not have it: their table and JSON stay as they were.
+        """
+        return [name for name in QUALITY if any(arm.at_best(f"test_{name}") for arm in self.arms)]
+
     def runs_of(self, arm: Arm) -> list[Run]:
         """Return the runs of an arm, read from their directories."""
         names = arm.values("run")
@@ -86,20 +94,20 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return every figure as JSON holds it. A key is never left out: what was not measured is null."""
-        best = self.best_possible
+        best, metrics = self.best_possible, self.metrics or list(QUALITY)
         return {
             "version": JSON_VERSION,
             "baseline": self.baseline.label,
             "target": self.target and asdict(self.target),
             "best_possible": best and best.model_dump(),
-            "arms": [self._arm_to_json(arm) for arm in self.arms],
+            "arms": [self._arm_to_json(arm, metrics) for arm in self.arms],
             "runs": [_run_to_json(run) for run in self.runs],
             "varied": [difference.to_json() for difference in self.varied],
             "differences": [difference.to_json() for difference in self.differences],
             "caveats": list(self.caveats),
         }
 
-    def _arm_to_json(self, arm: Arm) -> dict[str, Any]:
+    def _arm_to_json(self, arm: Arm, metrics: Sequence[str]) -> dict[str, Any]:
         summary, order = self.runs_of(arm)[0].summary.model_dump(), self.order(arm)
         return {
             "label": arm.label,
@@ -108,7 +116,7 @@ class Comparison:
             "seeds": arm.values("seed"),
             "status": arm.values("status"),
             **{fact: summary[fact] for fact in _FACTS},
-            "figures": figures_to_json(arm, self.split, self.target),
+            "figures": _arm_figures(arm, self.split, self.target, metrics),
             "ratios": asdict(self.ratios(arm)),
             "curve_order": order and asdict(order),
         }
@@ -179,17 +187,14 @@ def _common_name(names: Sequence[str]) -> str:
     return re.sub(r"[_.-]*(?:(?<=[_.-])s(?:eed)?)?[_.-]*$", "", common) or names[0]
 
 
-def figures_to_json(arm: Arm, split: str, target: Target | None) -> dict[str, Any]:
-    """Return what an arm measured as JSON holds it, every metric of the registry among it that any run recorded.
+def _arm_figures(arm: Arm, split: str, target: Target | None, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return what an arm measured as JSON holds it.
 
-    Runs made before a metric was registered do not have it: their JSON stays as it was. split: whose AUC the target is
-    set to. Times are in ms or s as their names say, sizes in bytes or GiB.
+    split: whose AUC the target is set to. Times are in ms or s as their names say, sizes in bytes or GiB.
     """
     best_epoch, parameters = arm.at_best("epoch"), arm.embedding_bytes
-    metrics = [f"test_{name}" for name in QUALITY]
-    recorded = [name for name in metrics if name in arm.evaluations.columns] or metrics
     measured = {
-        **{name: arm.at_best(name, sampling_error=True) for name in recorded},
+        **{f"test_{name}": arm.at_best(f"test_{name}", sampling_error=True) for name in metrics},
         "target_split_auc": arm.at_best(f"{split}_auc"),
         "best_epoch": best_epoch and best_epoch.mean,
         "embedding_bytes": parameters[0],
@@ -203,9 +208,7 @@ def figures_to_json(arm: Arm, split: str, target: Target | None) -> dict[str, An
         "peak_memory_gib": arm.peak_memory_gib,
         "target": arm.time_to_target(target),
     }
-    return {
-        name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in measured.items()
-    }
+    return figures_as_json(measured)
 
 
 def _run_to_json(run: Run) -> dict[str, Any]:

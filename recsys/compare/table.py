@@ -52,9 +52,7 @@ class ArmRow(NamedTuple):
 def build_table(comparison: Comparison) -> Table:
     """Return the table of all arms; figures of profiled windows only where a run has one."""
     profiled = () if any(arm.profiled for arm in comparison.arms) else _OF_PROFILED
-    # Runs made before a metric was registered do not have it: no column of dashes for them.
-    measured = [name for name in QUALITY if any(arm.at_best(f"test_{name}") for arm in comparison.arms)]
-    others = [_metric_column(name) for name in measured if name not in _PLACED]
+    others = [_metric_column(name) for name in comparison.metrics if name not in _PLACED]
     columns = [_ARM, *_FACTS, *_QUALITY, *others, *(column for column in _COSTS if column not in profiled)]
     return Table.of([ArmRow(comparison, arm) for arm in comparison.arms], columns)
 

@@ -22,7 +22,7 @@ dots (`compression.target`); and what the caller adds, such as a study's setting
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -49,6 +49,14 @@ _AS_TEXT = "profiles"
 _EVALUATIONS = ("best", "last")
 """Fields of a summary that are rows of `evaluations`."""
 _WINDOWS = TypeAdapter(list[WindowTiming])
+
+
+def figures_as_json(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures as JSON holds them: those made of several numbers, such as `Measured`, as objects."""
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in figures.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ The same tables go to the terminal, into Markdown, LaTeX, JSON and the page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import polars as pl
 
-from recsys.report.frame import Measured
+from recsys.report.frame import Measured, figures_as_json
 from recsys.report.numbers import (
     MISSING,
     format_bytes,
@@ -118,9 +118,7 @@ class StudyTables:
                 "train_time_s": arm.runs.mean("train_time_s"),
                 "trials": _trials_to_json(arm),
             }
-        return {
-            name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in figures.items()
-        }
+        return figures_as_json(figures)
 
 
 def _trials_to_json(arm: StudyArm) -> list[dict[str, Any]]:

@@ -55,6 +55,13 @@ def test_a_metric_of_the_registry_appears_everywhere(tmp_path, monkeypatch):
     assert "test Brier score" in page.render()
 
 
+def test_a_metric_that_no_run_recorded_changes_nothing(demo, monkeypatch):
+    before = demo.to_json(), format_document(demo)
+    brier = QualityMetric(lambda logits, labels: 0.0, "Brier score", "lower", "Mean squared error.")
+    monkeypatch.setitem(cast(dict, QUALITY), "brier", brier)
+    assert (demo.to_json(), format_document(demo)) == before
+
+
 def test_cells(demo):
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in format_document(demo).splitlines()}
     assert "| 9.30 (p95 12.1) | 6.60 (p95 8.58) | 5.80 (p95 7.54) |" in lines["step, ms"]
